@@ -1,0 +1,90 @@
+"""Files that survive a kill at any instant: atomic writes, append-only JSON lines, a content-keyed cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that readers see the old content or the new, never a part (also after a power cut)."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        Path(name).chmod(0o666 & ~umask)  # mkstemp makes files private; a shared cache is read by a group
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def append_jsonl(path: Path, rows: list[Mapping[str, Any]]) -> None:
+    """Append rows with one write; a line torn by a kill is closed first, so it costs no later line."""
+    if not rows:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    data = b"".join(json.dumps(row, ensure_ascii=False, allow_nan=True).encode() + b"\n" for row in rows)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            data = b"\n" + data
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of a file that `append_jsonl` wrote, and how many torn lines were left out."""
+    if not path.exists():
+        return [], 0
+    rows: list[dict[str, Any]] = []
+    torn = 0
+    for line in path.read_bytes().split(b"\n"):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            torn += 1
+            continue
+        rows.append(row)
+    return rows, torn
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A folder shared by many runs; each entry is named by kind and content key and written atomically.
+
+    Two processes that compute the same entry write the same bytes; the later one wins, nobody waits.
+    """
+
+    root: Path
+
+    def path(self, kind: str, key: str, suffix: str) -> Path:
+        """Return where the entry lives: `<root>/<kind>/<key><suffix>`."""
+        return self.root / kind / f"{key}{suffix}"
+
+    def json(self, kind: str, key: str, compute: Callable[[], Any]) -> Any:
+        """Return the stored JSON value of this key, computing and storing it once."""
+        path = self.path(kind, key, ".json")
+        if path.exists():
+            return json.loads(path.read_text())
+        value = compute()
+        write_atomic(path, json.dumps(value, ensure_ascii=False))
+        return value

@@ -1,0 +1,172 @@
+"""The verbs of editeval on one page: what a method, a benchmark, a data set, a model source and a callback must do.
+
+An implementation is a frozen keyword-only dataclass whose fields are its config schema; `conf/` names it by `_target_`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from editeval.edits.delta import Edit
+from editeval.files import Cache
+from editeval.inference.edited import EditedModel
+from editeval.models.model import LanguageModel
+from editeval.types import EditRequest, Evaluation, ModelDescription, Progress, Score, SilentProgress
+
+
+@runtime_checkable
+class ModelSource(Protocol):
+    """Where a model comes from. Knows its shape and identity before its weights are loaded."""
+
+    def describe(self) -> ModelDescription:
+        """Return the model's shape from its config; raises ConfigError when it cannot be edited or found."""
+        ...
+
+    def load(self) -> LanguageModel:
+        """Return the model, in evaluation mode, without gradients."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Return the content hash of the weights as loaded (cached, so that a finished run need not load them)."""
+        ...
+
+
+@runtime_checkable
+class Editor(Protocol):
+    """A method bound to one model, with everything prepared."""
+
+    def edit(self, requests: Sequence[EditRequest], *, seed: int) -> Edit:
+        """Compute one edit for these facts and leave the model, and every random generator, as found.
+
+        The result depends on the model's state (weights, adapters, `model.auxiliary`), the requests and the seed alone.
+
+        Raises:
+            EditError: with the request's id, when a request cannot be edited.
+        """
+        ...
+
+
+@runtime_checkable
+class EditMethod(Protocol):
+    """An editing method: its published settings as fields, and how to get ready."""
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return everything that the edits depend on beside model and requests (JSON-able; files and corpora as content hashes)."""
+        ...
+
+    def check(self, model: ModelDescription) -> None:
+        """Raise ConfigError when these settings cannot work on this model; no weights needed."""
+        ...
+
+    def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
+        """Return the editor. Idempotent; sees the unedited model; long work goes to the cache by content key."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationContext:
+    """What a benchmark may know of the trajectory: the facts written so far, and those still planned."""
+
+    num_edits: int
+    edited: tuple[EditRequest, ...]
+    planned: tuple[EditRequest, ...]
+    seed: int
+    cache: Cache
+    progress: Progress = field(default_factory=SilentProgress)
+
+
+@runtime_checkable
+class Benchmark(Protocol):
+    """Asks a model questions; leaves the model and every random generator as found."""
+
+    @property
+    def depends_on_requests(self) -> bool:
+        """Whether the result depends on which facts were (or will be) edited, beside the model's state."""
+        ...
+
+    def check(self) -> None:
+        """Raise ConfigError or DatasetError when a file, split or task is missing; no weights needed."""
+        ...
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return everything that the numbers depend on beside the model: versions, data hashes, limits, shots."""
+        ...
+
+    def evaluate(self, model: EditedModel, context: EvaluationContext) -> Evaluation:
+        """Measure."""
+        ...
+
+
+@runtime_checkable
+class EditDataset(Protocol):
+    """Facts to edit."""
+
+    @property
+    def known_only(self) -> bool:
+        """Whether to keep only the facts that the model completes correctly before editing."""
+        ...
+
+    def check(self) -> None:
+        """Raise DatasetError or ConfigError when the data is not there; cheap."""
+        ...
+
+    def load(self) -> tuple[EditRequest, ...]:
+        """Return every valid row, in file order; raises DatasetError with file, row and reason."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """What a callback sees of a run; frozen: it observes, it cannot steer."""
+
+    run_dir: str
+    edit_key: str
+    model_name: str
+    method_name: str
+    dataset_name: str
+    rungs: tuple[int, ...]
+    num_edits: int
+    state_digest: str
+    config: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditEvent:
+    """One edit as it happened: for progress bars, trackers and the edit log."""
+
+    step: int
+    num_edits: int
+    request_ids: tuple[str, ...]
+    seconds: float
+    digest: str
+    weights_digest: str
+    replayed: bool
+    diagnostics: Mapping[str, float]
+
+
+class Callback:
+    """Seven hooks, all optional. `on_edit_end` may return a reason to stop editing; nothing else steers."""
+
+    def on_run_start(self, state: RunState) -> None:
+        """Run resolved, model about to load."""
+
+    def on_edit_start(self, state: RunState, requests: Sequence[EditRequest]) -> None:
+        """An edit is about to be computed."""
+
+    def on_edit_end(self, state: RunState, event: EditEvent, model: EditedModel) -> str | None:
+        """An edit is in the journal and in the model. Return a reason to stop the trajectory here, or None."""
+        return None
+
+    def on_evaluation_start(self, state: RunState, benchmark: str) -> None:
+        """A benchmark is about to run."""
+
+    def on_evaluation_end(self, state: RunState, benchmark: str, scores: Sequence[Score]) -> None:
+        """A benchmark's scores are on disk (measured now, or found)."""
+
+    def on_exception(self, state: RunState, error: BaseException) -> None:
+        """The run is about to fail with this error."""
+
+    def on_run_end(self, state: RunState, scores: Sequence[Score]) -> None:
+        """Every rung is measured; `scores` are all of them."""
