@@ -1,0 +1,1 @@
+"""Facts to edit and text to take statistics from."""

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from editeval.datasets.selection import known, known_requests, order
+from editeval.types import DatasetError, EditRequest
+
+IDS = st.lists(st.text(min_size=1).filter(str.strip), unique=True, min_size=1, max_size=20)
+SEEDS = st.integers(min_value=0, max_value=2**31)
+
+
+def fact(request_id: str, target_true: str | None = "Paris") -> EditRequest:
+    return EditRequest(
+        request_id=request_id, prompt="{} lies in", subject=f"Tower {request_id}", target_new="Rome", target_true=target_true
+    )
+
+
+def ids(requests: Sequence[EditRequest]) -> list[str]:
+    return [request.request_id for request in requests]
+
+
+@given(IDS, SEEDS)
+def test_order_is_a_permutation_that_the_order_of_the_file_does_not_change(names: list[str], seed: int) -> None:
+    rows = [fact(name) for name in names]
+    shuffled = rows.copy()
+    random.Random(seed).shuffle(shuffled)
+    assert sorted(ids(order(rows, seed))) == sorted(names)
+    assert order(rows, seed) == order(shuffled, seed)
+
+
+@given(IDS, SEEDS, st.data())
+def test_leaving_rows_out_never_moves_the_others(names: list[str], seed: int, data: st.DataObject) -> None:
+    kept = data.draw(st.sets(st.sampled_from(names)))
+    rows = [fact(name) for name in names]
+    assert order(known(rows, kept), seed) == known(order(rows, seed), kept)
+
+
+def test_another_seed_gives_another_order() -> None:
+    rows = [fact(f"f{number}") for number in range(50)]
+    assert ids(order(rows, 0)) != ids(order(rows, 1))
+
+
+def test_the_order_of_a_seed_never_changes() -> None:
+    # Written down when the order was defined (2026-11): another order would silently pair old journals with other facts.
+    assert ids(order([fact(f"f{number}") for number in range(6)], 0)) == ["f1", "f4", "f3", "f0", "f2", "f5"]
+
+
+def test_known_keeps_the_facts_whose_true_target_begins_the_completion() -> None:
+    rows = [fact("a"), fact("b"), fact("c"), fact("d", target_true=None), fact("e", target_true="New York")]
+    completions = {"a": " paris, of course", "b": " Parisian land", "c": " Rome", "e": "\nNEW  YORK."}
+
+    def complete(prompts: Sequence[str]) -> list[str]:
+        assert list(prompts) == ["Tower a lies in", "Tower b lies in", "Tower c lies in", "Tower e lies in"]
+        return [completions[prompt.split()[1]] for prompt in prompts]
+
+    assert ids(known_requests(rows, complete)) == ["a", "e"]
+
+
+def test_a_data_set_without_true_targets_cannot_be_filtered_by_what_is_known() -> None:
+    with pytest.raises(DatasetError, match=r"none of the 1 facts has a true target.*known_only=false"):
+        known_requests([fact("a", target_true=None)], lambda prompts: [])
+
+
+def test_a_completion_that_is_missing_is_an_error_not_an_unknown_fact() -> None:
+    with pytest.raises(DatasetError, match="2 prompts were given to the model, and 1 completions came back"):
+        known_requests([fact("a"), fact("b")], lambda prompts: ["Paris"])
