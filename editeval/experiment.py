@@ -1,0 +1,334 @@
+"""From config to objects: the only file that knows both, and the order in which a run comes to life.
+
+Everything that can be wrong is checked before weights are loaded: names and fields of every group, the model's shape
+against the method's settings, the data, the benchmarks' files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache as remember
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydra.errors import HydraException
+from hydra.utils import get_class, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from editeval.datasets.selection import known_requests, order
+from editeval.edits.journal import EditJournal
+from editeval.files import Cache
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import Benchmark, Callback, EditDataset, EditMethod, ModelSource, RunState
+from editeval.runner.results import BaseScores, ScoreStore, write_manifest
+from editeval.runner.runner import Runner, Trajectory
+from editeval.types import ConfigError, EditRequest, Progress, Score, SilentProgress, content_key
+
+log = logging.getLogger(__name__)
+
+EDIT_SETTINGS_VERSION = 1  # raised when the same settings give other edits than before; makes every earlier edit key a different one
+KNOWN_MAX_NEW_TOKENS = 12
+
+Kind = TypeVar("Kind")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What `run` did: where it is on disk, the state that it reached, every score."""
+
+    run_dir: Path
+    edit_key: str
+    final_digest: str
+    scores: tuple[Score, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Every object of a run, checked, with no weights loaded yet."""
+
+    source: ModelSource
+    method: EditMethod
+    dataset: EditDataset
+    benchmarks: Mapping[str, Benchmark]
+    callbacks: tuple[Callback, ...]
+    rungs: tuple[int, ...]
+    batch_size: int
+    seed: int
+    batch_tokens: int
+    runs: Path
+    cache: Cache
+    config: Mapping[str, Any]
+
+
+def run(config: DictConfig) -> RunResult:
+    """Run one trajectory and return its scores.
+
+    Raises:
+        EditevalError: one clear sentence; before weights are loaded wherever it can be known then.
+    """
+    return execute(assemble(config))
+
+
+def assemble(config: DictConfig) -> Experiment:
+    """Make every object that the config names, and check all that can be checked without weights.
+
+    Raises:
+        ConfigError: a wrong name, field, number or combination.
+        DatasetError: a file or row is wrong.
+    """
+    resolved = _resolve(config)
+    experiment = Experiment(
+        source=build(config.model, "model", ModelSource),
+        method=build(config.method, "method", EditMethod),
+        dataset=build(config.dataset, "dataset", EditDataset),
+        benchmarks={name: build(node, f"benchmark.{name}", Benchmark) for name, node in (config.get("benchmark") or {}).items()},
+        callbacks=tuple(
+            build(node, f"{group}.{name}", Callback) for group in ("callback", "logger") for name, node in (config.get(group) or {}).items()
+        ),
+        rungs=rungs_of(config.num_edits),
+        batch_size=_positive(config.batch_size, "batch_size"),
+        seed=int(config.seed),
+        batch_tokens=_positive(config.engine.batch_tokens, "engine.batch_tokens"),
+        runs=Path(config.paths.runs),
+        cache=Cache(Path(config.paths.cache)),
+        config=resolved,
+    )
+    if not experiment.benchmarks:
+        raise ConfigError("benchmark is empty, so nothing would be measured; choose some, such as benchmark=[edit-quality,quick]")
+    experiment.method.check(experiment.source.describe())
+    experiment.dataset.check()
+    for benchmark in experiment.benchmarks.values():
+        benchmark.check()
+    return experiment
+
+
+def execute(experiment: Experiment) -> RunResult:
+    """Edit and measure; everything found on disk is taken from there."""
+    progress = next((callback for callback in experiment.callbacks if isinstance(callback, Progress)), SilentProgress())
+    load_model = remember(lambda: EditedModel(experiment.source.load(), batch_tokens=experiment.batch_tokens))
+    fingerprint = experiment.source.fingerprint()
+    requests = select(experiment, fingerprint, load_model, progress)
+    trajectory = Trajectory(
+        edit_key=_edit_key(experiment, fingerprint, requests),
+        model_fingerprint=fingerprint,
+        requests=requests,
+        batch_size=experiment.batch_size,
+        seed=experiment.seed,
+        rungs=experiment.rungs,
+    )
+    names = {group: str(experiment.config[group]["name"]) for group in ("method", "dataset")} | {"model": experiment.source.describe().name}
+    run_dir = experiment.runs / "-".join(
+        re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in (names["model"], names["method"], names["dataset"], trajectory.edit_key[:12])
+    )
+    _writable(run_dir)
+    write_manifest(run_dir, _manifest(experiment, trajectory))
+    with _log_to(run_dir / "run.log"), EditJournal.open(run_dir / "journal", genesis=trajectory.edit_key) as journal:
+        state = RunState(
+            run_dir=str(run_dir),
+            edit_key=trajectory.edit_key,
+            model_name=names["model"],
+            method_name=names["method"],
+            dataset_name=names["dataset"],
+            rungs=experiment.rungs,
+            num_edits=0,
+            state_digest=fingerprint,
+            config=experiment.config,
+        )
+        runner = Runner(
+            trajectory=trajectory,
+            load_model=load_model,
+            method=experiment.method,
+            benchmarks=experiment.benchmarks,
+            journal=journal,
+            store=ScoreStore(run_dir),
+            base_scores=BaseScores(experiment.cache),
+            cache=experiment.cache,
+            state=state,
+            callbacks=experiment.callbacks,
+            progress=progress,
+        )
+        scores = runner.run()
+        return RunResult(run_dir=run_dir, edit_key=trajectory.edit_key, final_digest=journal.head, scores=scores)
+
+
+# -- config to objects -----------------------------------------------------------------------------------------------------
+
+
+def build(node: DictConfig, where: str, kind: type[Kind]) -> Kind:
+    """Instantiate a config node, naming a field that its class does not have.
+
+    Raises:
+        ConfigError: no `_target_`, an unknown class or field, or a value that the class refuses.
+    """
+    if not isinstance(node, DictConfig) or "_target_" not in node:
+        raise ConfigError(f"{where} has no _target_; choose a file of conf/{where.split('.')[0]}, got {node!r}")
+    try:
+        target = get_class(node._target_)
+    except Exception as error:
+        raise ConfigError(f"{where}._target_={node._target_} is no class that can be imported: {error}") from error
+    if dataclasses.is_dataclass(target):
+        allowed = {field.name for field in dataclasses.fields(target) if field.init}
+        for key in node:
+            if not str(key).startswith("_") and key not in allowed:
+                near = difflib.get_close_matches(str(key), sorted(allowed), n=1)
+                hint = f"did you mean {where}.{near[0]}?" if near else f"{where} knows: {', '.join(sorted(allowed))}"
+                raise ConfigError(f"{where} has no setting {key!r}; {hint}")
+    try:
+        made = instantiate(node, _convert_="all")
+    except (HydraException, OmegaConfBaseException) as error:
+        cause = error.__cause__ or error
+        raise ConfigError(f"{where}: {cause}") from error
+    if not isinstance(made, kind):
+        raise ConfigError(f"{where}._target_={node._target_} is not a {kind.__name__}; see editeval/interfaces.py for what it must do")
+    return made
+
+
+def rungs_of(num_edits: int | ListConfig | Sequence[int] | None) -> tuple[int, ...]:
+    """Return the numbers of edits at which to measure: sorted, without repeats, with 0 (the unedited model) first.
+
+    Raises:
+        ConfigError: not a non-negative integer or a list of them.
+    """
+    values: list[Any] = list(num_edits) if isinstance(num_edits, (ListConfig, list, tuple)) else [num_edits]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ConfigError(
+                f"num_edits={num_edits} must be a number of edits or a list of them, such as num_edits=[1,10,100]; got {value!r}"
+            )
+    return tuple(sorted({0, *values}))
+
+
+def select(experiment: Experiment, fingerprint: str, load_model: Callable[[], EditedModel], progress: Progress) -> tuple[EditRequest, ...]:
+    """Return the facts in editing order: the data set's rows, in an order of (content, seed) alone, known ones if asked for.
+
+    Raises:
+        ConfigError: fewer facts than the largest rung needs.
+    """
+    rows = order(experiment.dataset.load(), seed=experiment.seed)
+    needed = experiment.rungs[-1] * experiment.batch_size
+    name = experiment.config["dataset"]["name"]
+    _require_rows(name, len(rows), needed, "rows")
+    if not experiment.dataset.known_only:
+        return rows
+
+    def ask() -> list[str]:
+        model = load_model()
+
+        def complete(prompts: Sequence[str]) -> list[str]:
+            return model.generate(prompts, max_new_tokens=KNOWN_MAX_NEW_TOKENS, stop=("\n",))
+
+        return [request.request_id for request in known_requests(rows, complete)]
+
+    key = content_key({"model": fingerprint, "rows": sorted(request.source_hash for request in rows), "tokens": KNOWN_MAX_NEW_TOKENS})
+    known = set(experiment.cache.json("known", key, ask))
+    kept = tuple(request for request in rows if request.request_id in known)
+    progress.message(f"{name}: the unedited model completes {len(kept)} of {len(rows)} facts correctly; these are edited")
+    _require_rows(name, len(kept), needed, "facts that the model knows (dataset.known_only=false edits the others too)")
+    return kept
+
+
+def _require_rows(name: str, got: int, needed: int, what: str) -> None:
+    if got < needed:
+        raise ConfigError(
+            f"dataset {name} has {got} {what}, but num_edits x batch_size asks for {needed}; lower num_edits or choose another data set"
+        )
+
+
+def _edit_key(experiment: Experiment, fingerprint: str, requests: Sequence[EditRequest]) -> str:
+    return content_key(
+        {
+            "version": EDIT_SETTINGS_VERSION,
+            "model": fingerprint,
+            "method": {"class": type(experiment.method).__qualname__, **experiment.method.settings()},
+            "requests": [[request.request_id, request.source_hash or content_key(request)] for request in requests],
+            "batch_size": experiment.batch_size,
+            "seed": experiment.seed,
+        }
+    )
+
+
+def _resolve(config: DictConfig) -> Mapping[str, Any]:
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"the config does not resolve: {error}") from error
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def _positive(value: Any, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
+    return value
+
+
+# -- the run's folder ------------------------------------------------------------------------------------------------------
+
+
+def _writable(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / ".writable"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write results to {run_dir}: {error.strerror}; set paths.runs to a folder that can be written") from error
+
+
+def _manifest(experiment: Experiment, trajectory: Trajectory) -> Mapping[str, Any]:
+    import torch
+
+    packages = ("torch", "transformers", "lm_eval", "datasets", "hydra-core", "safetensors", "tokenizers")
+    return {
+        "edit_key": trajectory.edit_key,
+        "model_fingerprint": trajectory.model_fingerprint,
+        "request_ids": [request.request_id for request in trajectory.edited_after(trajectory.rungs[-1])],
+        "config": experiment.config,
+        "command": sys.argv,
+        "git": _git_state(),
+        "packages": {name: version(name) for name in packages},
+        "python": platform.python_version(),
+        "machine": {
+            "platform": platform.platform(),
+            "threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _git_state() -> Mapping[str, Any] | None:
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed_files": len(git("status", "--porcelain").splitlines())}
+    except (OSError, subprocess.SubprocessError):
+        return None  # an installed copy, or no git: the package versions still say what ran
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger("editeval")
+    level = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(level)
+        handler.close()

@@ -1,0 +1,138 @@
+"""Going back to a run on disk: reload any step of it, prove that it is what it says, export it.
+
+Example:
+    >>> from editeval.revisit import load_edited            # doctest: +SKIP
+    >>> model = load_edited("runs/<folder>", num_edits=5)   # doctest: +SKIP
+    >>> model.generate(["The capital of France is"], max_new_tokens=5)   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from editeval.edits.journal import EditJournal
+from editeval.experiment import assemble, build, select
+from editeval.files import write_atomic
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import EvaluationContext, ModelSource
+from editeval.runner.results import ScoreStore, read_edits, read_manifest
+from editeval.types import EditevalError, JournalError, SilentProgress
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What `verify` found: how many edits were replayed, what was measured again, and every difference."""
+
+    num_edits: int
+    digests_compared: int
+    rung: int
+    scores_compared: int
+    differences: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the run is what it says."""
+        return not self.differences
+
+
+def load_edited(run_dir: Path | str, *, num_edits: int | None = None) -> EditedModel:
+    """Return the model as it was after `num_edits` edits of a run (default: all of them), bit for bit.
+
+    Raises:
+        JournalError: the journal is damaged, or shorter than `num_edits`.
+        EditevalError: the folder is no run, or its model's weights are not those that were edited.
+    """
+    manifest = read_manifest(run_dir)
+    source = build(OmegaConf.create(dict(manifest["config"]["model"])), "model", ModelSource)
+    model = EditedModel(source.load(), batch_tokens=int(manifest["config"]["engine"]["batch_tokens"]))
+    if model.lm.fingerprint != manifest["model_fingerprint"]:
+        raise EditevalError(
+            f"the model's weights (fingerprint {model.lm.fingerprint[:12]}) are not those that {run_dir} edited "
+            f"({manifest['model_fingerprint'][:12]}); check model.revision and model.dtype"
+        )
+    with EditJournal.open(Path(run_dir) / "journal", genesis=manifest["edit_key"]) as journal:
+        wanted = len(journal) if num_edits is None else num_edits
+        if wanted > len(journal):
+            raise JournalError(f"{run_dir} holds {len(journal)} edits, not {wanted}")
+        for entry in journal.entries(0, wanted):
+            model.apply(entry.edit)
+    return model
+
+
+def verify(run_dir: Path | str, *, rung: int | None = None) -> Verification:
+    """Replay the journal, compare every weight digest that was logged, and measure one rung again.
+
+    `rung` defaults to the last one that was measured. Scores must agree to 1e-4: the same machine gives the same bits, another
+    one rounds differently.
+    """
+    manifest = read_manifest(run_dir)
+    experiment = assemble(OmegaConf.create(dict(manifest["config"])))
+    model = load_edited(run_dir, num_edits=0)
+    logged = {int(row["step"]): str(row["weights_digest"]) for row in read_edits(run_dir)}
+    differences: list[str] = []
+    store = ScoreStore(Path(run_dir))
+    with EditJournal.open(Path(run_dir) / "journal", genesis=manifest["edit_key"]) as journal:
+        digests = {0: manifest["model_fingerprint"], **{step: journal.digest_at(step) for step in range(1, len(journal) + 1)}}
+        scores = store.scores(digests)
+        measured = sorted({score.num_edits for score in scores})
+        if not measured:
+            raise EditevalError(f"{run_dir} holds no scores yet; run it again to finish it")
+        rung = measured[-1] if rung is None else rung
+        if rung not in measured:
+            raise EditevalError(f"rung {rung} was not measured in {run_dir}; measured: {', '.join(map(str, measured))}")
+        compared = 0
+        for entry in journal.entries(0, rung):
+            model.apply(entry.edit)
+            if entry.step in logged:
+                compared += 1
+                if model.weights_digest() != logged[entry.step]:
+                    differences.append(f"after edit {entry.step} the weights are not those of the run")
+    requests = select(experiment, manifest["model_fingerprint"], lambda: load_edited(run_dir, num_edits=0), SilentProgress())
+    context = EvaluationContext(
+        num_edits=rung,
+        edited=requests[: rung * experiment.batch_size],
+        planned=requests[: experiment.rungs[-1] * experiment.batch_size],
+        seed=experiment.seed,
+        cache=experiment.cache,
+    )
+    checked = 0
+    for name, benchmark in experiment.benchmarks.items():
+        stored = {(s.task, s.metric, s.protocol): s.value for s in scores if s.num_edits == rung and s.benchmark == name}
+        for found in benchmark.evaluate(model, context).measurements if stored else ():
+            before = stored.get((found.task, found.metric, found.protocol))
+            if before is None:
+                continue
+            checked += 1
+            if not math.isclose(before, found.value, rel_tol=1e-4, abs_tol=1e-4) and not (math.isnan(before) and math.isnan(found.value)):
+                differences.append(
+                    f"{name}/{found.task}.{found.metric}.{found.protocol}: stored {before:.6g}, measured again {found.value:.6g}"
+                )
+    return Verification(num_edits=rung, digests_compared=compared, rung=rung, scores_compared=checked, differences=tuple(differences))
+
+
+def export(run_dir: Path | str, to: Path | str, *, num_edits: int | None = None) -> Path:
+    """Write the edited model as an ordinary Hugging Face folder (safetensors, tokenizer, where it came from).
+
+    Raises:
+        EditevalError: the target folder exists and is not empty.
+    """
+    target = Path(to)
+    if target.exists() and any(target.iterdir()):
+        raise EditevalError(f"{target} is not empty; choose a new folder for the export")
+    model = load_edited(run_dir, num_edits=num_edits)
+    model.lm.module.save_pretrained(target, safe_serialization=True)
+    model.lm.tokenizer.save_pretrained(target)
+    manifest = read_manifest(run_dir)
+    provenance = {
+        "edit_key": manifest["edit_key"],
+        "num_edits": model.num_applied,
+        "weights_digest": model.weights_digest(),
+        "run": str(run_dir),
+    }
+    write_atomic(target / "editeval.json", json.dumps(provenance, indent=2))
+    return target

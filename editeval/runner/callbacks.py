@@ -1,0 +1,210 @@
+"""What watches a run: a watchdog, timings, and a log with one row an edit. (Live progress is in `progress.py`.)
+
+Nothing here changes a number. Settings come from `conf/callback/`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from editeval.files import append_jsonl
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import Callback, EditEvent, RunState
+from editeval.runner.progress import seconds_text
+from editeval.runner.results import TIMINGS_FILE, append_edit, read_edits
+from editeval.types import EditRequest, Score
+
+CANARY_TEXTS = (
+    ("The sun rises in the east", " and sets in the west, and the days grow longer in spring."),
+    ("After lunch the children went outside", " to play in the garden until it was time to go home."),
+    ("Water boils when it is heated", " and freezes when it becomes cold enough, as everyone knows."),
+)
+
+
+# -- watchdog --------------------------------------------------------------------------------------------------------------
+
+
+def weight_norm_ratio(model: EditedModel) -> float:
+    """Return the largest ||W|| / ||W_base|| (Frobenius) over the edited parameters; 1 before any edit, NaN for broken weights."""
+    ratios = [float(model.weight(name).norm() / model.base_weight(name).norm()) for name in model.edited_parameters]
+    return math.nan if any(math.isnan(ratio) for ratio in ratios) else max(ratios, default=1.0)
+
+
+@dataclass(kw_only=True)
+class Watchdog(Callback):
+    """Stops a trajectory whose weights are broken.
+
+    Non-finite weights always stop it: nothing can be measured any more. The limits are off (None) by default, because how
+    a model degrades is what is measured: `max_norm_ratio` bounds ||W|| / ||W_base|| of every edited matrix,
+    `max_canary_ratio` the perplexity of a few plain sentences relative to the unedited model's. Looks at every `every`-th
+    edit and at every rung.
+
+    Raises:
+        ValueError: `every` below 1, or a limit that the unedited model would break.
+    """
+
+    every: int = 1
+    max_norm_ratio: float | None = None
+    max_canary_ratio: float | None = None
+    _base_canary: float | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every={self.every} must be at least 1 (look after every edit)")
+        for name in ("max_norm_ratio", "max_canary_ratio"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 1:
+                raise ValueError(f"{name}={limit} must be above 1, the unedited model's own ratio; or null for no limit")
+
+    def on_run_start(self, state: RunState) -> None:
+        """Forget the model of the run before."""
+        self._base_canary = None
+
+    def on_edit_end(self, state: RunState, event: EditEvent, model: EditedModel) -> str | None:
+        """Return what is broken, or None."""
+        if event.num_edits % self.every and event.num_edits not in state.rungs:
+            return None
+        broken = [name for name in model.edited_parameters if not bool(torch.isfinite(model.weight(name)).all())]
+        if broken:
+            return f"edit {event.step} left non-finite weights in {', '.join(broken)}"
+        if self.max_norm_ratio is not None:
+            ratio = weight_norm_ratio(model)
+            if not ratio <= self.max_norm_ratio:
+                return (
+                    f"edit {event.step} brought a norm to {ratio:.3g} times the unedited weight's (max_norm_ratio={self.max_norm_ratio:g})"
+                )
+        return None if self.max_canary_ratio is None else self._canary(event, model, self.max_canary_ratio)
+
+    def _canary(self, event: EditEvent, model: EditedModel, limit: float) -> str | None:
+        if self._base_canary is None:
+            with model.unedited():
+                self._base_canary = _canary_log_perplexity(model)
+        log_ratio = _canary_log_perplexity(model) - self._base_canary
+        if log_ratio <= math.log(limit):
+            return None
+        ratio = math.exp(log_ratio) if log_ratio < 700 else math.inf
+        return f"edit {event.step} brought plain sentences to {ratio:.3g} times the unedited perplexity (max_canary_ratio={limit:g})"
+
+
+def _canary_log_perplexity(model: EditedModel) -> float:
+    """Return the mean negative log-probability of a token of the canary sentences (nats)."""
+    scores = model.score([context for context, _ in CANARY_TEXTS], [continuation for _, continuation in CANARY_TEXTS])
+    return -sum(score.log_prob for score in scores) / sum(score.num_tokens for score in scores)
+
+
+# -- timing ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class Timing(Callback):
+    """Says at the end what took how long, and keeps it in `timings.jsonl`: one row a launch."""
+
+    console: Console | None = None
+    clock: Callable[[], float] = time.perf_counter
+    seconds: dict[str, float] = field(default_factory=dict, init=False)
+    _made: float = field(default=0.0, init=False, repr=False)
+    _edit_started: float = field(default=0.0, init=False, repr=False)
+    _evaluation_started: float = field(default=0.0, init=False, repr=False)
+
+    BEFORE = "before the run (choosing facts)"
+    COMPUTE = "computing edits"
+    APPLY = "preparing the method, journal, applying"
+    REPLAY = "replaying edits from the journal"
+    OTHER = "loading the model, everything else"
+
+    def __post_init__(self) -> None:
+        self._made = self.clock()
+
+    def on_run_start(self, state: RunState) -> None:
+        """Count what was done since the callback was made."""
+        self.seconds = {self.BEFORE: self.clock() - self._made}
+
+    def on_edit_start(self, state: RunState, requests: Sequence[EditRequest]) -> None:
+        """Start the edit's clock."""
+        self._edit_started = self.clock()
+
+    def on_edit_end(self, state: RunState, event: EditEvent, model: EditedModel) -> str | None:
+        """Stop the edit's clock."""
+        elapsed = self.clock() - self._edit_started
+        if event.replayed:
+            self._add(self.REPLAY, elapsed)
+        else:
+            computing = min(event.seconds, elapsed)
+            self._add(self.COMPUTE, computing)
+            self._add(self.APPLY, elapsed - computing)
+        return None
+
+    def on_evaluation_start(self, state: RunState, benchmark: str) -> None:
+        """Start the benchmark's clock."""
+        self._evaluation_started = self.clock()
+
+    def on_evaluation_end(self, state: RunState, benchmark: str, scores: Sequence[Score]) -> None:
+        """Stop the benchmark's clock."""
+        self._add(f"measuring {benchmark}", self.clock() - self._evaluation_started)
+
+    def on_exception(self, state: RunState, error: BaseException) -> None:
+        """Keep what was spent until the error."""
+        self._keep(state, type(error).__name__)
+
+    def on_run_end(self, state: RunState, scores: Sequence[Score]) -> None:
+        """Keep the row and show the table."""
+        self._keep(state, "end")
+        table = Table(title="What took how long", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+        table.add_column("work")
+        table.add_column("time", justify="right")
+        for name, seconds in self.rows():
+            table.add_row(name, seconds_text(seconds))
+        (self.console or Console()).print(table)
+
+    def rows(self) -> tuple[tuple[str, float], ...]:
+        """Return (kind of work, seconds), longest first, then the total."""
+        ordered = sorted(self.seconds.items(), key=lambda item: -item[1])
+        return (*ordered, ("total", sum(self.seconds.values())))
+
+    def _add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    def _keep(self, state: RunState, ended_by: str) -> None:
+        self.seconds[self.OTHER] = max(0.0, self.clock() - self._made - sum(self.seconds.values()))
+        row = {"ended_at": datetime.now(UTC).isoformat(timespec="seconds"), "ended_by": ended_by, "seconds": self.seconds}
+        append_jsonl(Path(state.run_dir) / TIMINGS_FILE, [row])
+
+
+# -- edit log --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class EditLog(Callback):
+    """Writes `edits.jsonl`: one row an edit with its digests, seconds, diagnostics and the largest weight-norm ratio.
+
+    A replayed edit is written only where its row is missing (a kill came between journal and log), without diagnostics.
+    """
+
+    _known: dict[int, str] = field(default_factory=dict, init=False, repr=False)
+
+    def on_run_start(self, state: RunState) -> None:
+        """Read which edits are in the log."""
+        self._known = {int(row["step"]): str(row["digest"]) for row in read_edits(state.run_dir)}
+
+    def on_edit_end(self, state: RunState, event: EditEvent, model: EditedModel) -> str | None:
+        """Append the edit's row."""
+        if self._known.get(event.step) != event.digest:
+            self._known[event.step] = event.digest
+            append_edit(state.run_dir, {**edit_row(event), "weight_norm_ratio": weight_norm_ratio(model)})
+        return None
+
+
+def edit_row(event: EditEvent) -> Mapping[str, object]:
+    """Return an edit event as plain JSON values."""
+    row = asdict(event)
+    return {**row, "request_ids": list(event.request_ids), "diagnostics": {name: float(value) for name, value in event.diagnostics.items()}}

@@ -1,0 +1,331 @@
+"""Scores on disk: `scores.jsonl` is the truth; trackers, tables and reports only mirror it.
+
+A *cell* is what one benchmark measured on one state: it is named by (num_edits, benchmark, benchmark_key, state_digest)
+and written with a single append. Every row says how many rows its cell has and which content it belongs to, so that a
+cell torn by a kill is never taken for a whole one, and a cell measured on edits that no longer stand is never served.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from editeval.files import Cache, append_jsonl, read_jsonl, write_atomic
+from editeval.types import EditevalError, Evaluation, Measurement, Score, content_key
+
+RESULTS_VERSION = 1  # raised when the rows of scores.jsonl change their meaning
+SCORES_FILE = "scores.jsonl"
+MANIFEST_FILE = "manifest.json"
+EDITS_FILE = "edits.jsonl"
+TIMINGS_FILE = "timings.jsonl"
+
+_SCORE_FIELDS = tuple(field.name for field in fields(Score))
+_FLOAT_FIELDS = ("value", "stderr", "chance", "seconds")
+
+
+class CellKey(NamedTuple):
+    """What a cell is measured on, and by what."""
+
+    num_edits: int
+    benchmark: str
+    benchmark_key: str
+    state_digest: str
+
+
+@dataclass(kw_only=True)
+class _Attempt:
+    """The rows of one write of a cell; whole when as many are there as the write had."""
+
+    size: int
+    rows: dict[tuple[str, str, str], Score] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> bool:
+        return len(self.rows) == self.size
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Content:
+    """What `scores.jsonl` holds: the whole cells in the order in which they were (last) written."""
+
+    file_size: int
+    cells: Mapping[CellKey, tuple[Score, ...]]
+    torn_lines: int
+    torn_cells: int
+
+
+class ScoreStore:
+    """The scores and samples of one run's folder.
+
+    Safe to use from several processes: a row is appended, never changed, and the last whole write of a cell counts.
+    """
+
+    def __init__(self, run_dir: Path | str) -> None:
+        self.run_dir = Path(run_dir)
+        self._content = _Content(file_size=-1, cells={}, torn_lines=0, torn_cells=0)
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    def has(self, num_edits: int, benchmark: str, benchmark_key: str, state_digest: str) -> bool:
+        """Return whether this cell is on disk, every row of it."""
+        return CellKey(num_edits, benchmark, benchmark_key, state_digest) in self._read().cells
+
+    def cell(self, num_edits: int, benchmark: str, benchmark_key: str, state_digest: str) -> tuple[Score, ...]:
+        """Return the scores of one cell, in the order in which the benchmark gave them.
+
+        Raises:
+            KeyError: the cell is not on disk, or only a part of it is.
+        """
+        return self._read().cells[CellKey(num_edits, benchmark, benchmark_key, state_digest)]
+
+    def scores(self, valid: Mapping[int, str] | None = None) -> tuple[Score, ...]:
+        """Return every score of a whole cell, by rung, then in the order of writing.
+
+        `valid` maps a number of edits to the digest of the state that the journal names there: scores of other states or
+        rungs are stale and left out. Without it the state that was measured last counts at each rung.
+        """
+        cells = self._read().cells
+        digests = {key.num_edits: key.state_digest for key in cells} if valid is None else valid
+        standing = [key for key in cells if digests.get(key.num_edits) == key.state_digest]
+        return tuple(score for key in sorted(standing, key=lambda key: key.num_edits) for score in cells[key])
+
+    def samples(self, num_edits: int, benchmark: str, benchmark_key: str | None = None) -> tuple[Mapping[str, Any], ...]:
+        """Return the items behind a cell's numbers; empty where the benchmark gave none or the cell is not there.
+
+        Without `benchmark_key`, those of the setting of this benchmark that was measured last at this rung.
+        """
+        if benchmark_key is None:
+            keys = [key.benchmark_key for key in self._read().cells if (key.num_edits, key.benchmark) == (num_edits, benchmark)]
+            if not keys:
+                return ()
+            benchmark_key = keys[-1]
+        path = self._samples_path(num_edits, benchmark, benchmark_key)
+        if not path.exists():
+            return ()
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        return tuple(_restore_floats(json.loads(line)) for line in lines)
+
+    @property
+    def torn_lines(self) -> int:
+        """Number of lines of `scores.jsonl` that a kill cut short."""
+        return self._read().torn_lines
+
+    @property
+    def torn_cells(self) -> int:
+        """Number of writes that lack rows; their cells count as never measured unless measured again."""
+        return self._read().torn_cells
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def record(
+        self, evaluation: Evaluation, *, benchmark: str, benchmark_key: str, num_edits: int, state_digest: str, seconds: float
+    ) -> tuple[Score, ...]:
+        """Write a cell and return its scores: the samples first, so that a score on disk always has its samples there.
+
+        Raises:
+            ValueError: no measurements, or two of the same task, metric and protocol.
+        """
+        scores = tuple(
+            Score(
+                benchmark=benchmark,
+                benchmark_key=benchmark_key,
+                num_edits=num_edits,
+                state_digest=state_digest,
+                seconds=float(seconds),
+                **_plain(measurement),
+            )
+            for measurement in evaluation.measurements
+        )
+        _check_distinct(scores, benchmark)
+        if evaluation.samples:
+            lines = "".join(json.dumps(_tag_floats(sample), ensure_ascii=False, allow_nan=False) + "\n" for sample in evaluation.samples)
+            # mtime=0: equal samples are equal files
+            write_atomic(self._samples_path(num_edits, benchmark, benchmark_key), gzip.compress(lines.encode(), mtime=0))
+        rows = [_encode(score) for score in scores]
+        cell = {"cell": content_key(rows)[:16], "cell_size": len(rows), "results_version": RESULTS_VERSION}
+        append_jsonl(self.run_dir / SCORES_FILE, [{**row, **cell} for row in rows])
+        return scores
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _samples_path(self, num_edits: int, benchmark: str, benchmark_key: str) -> Path:
+        return self.run_dir / "samples" / f"{num_edits}-{benchmark}-{benchmark_key[:8]}.jsonl.gz"
+
+    def _read(self) -> _Content:
+        path = self.run_dir / SCORES_FILE
+        size = path.stat().st_size if path.exists() else 0
+        if size != self._content.file_size:  # append-only: the same size is the same content
+            rows, torn_lines = read_jsonl(path)
+            self._content = _collect(rows, torn_lines, size)
+        return self._content
+
+
+class BaseScores:
+    """What benchmarks measured on unedited models, shared by all runs: keyed by the weights and the benchmark's settings."""
+
+    KIND = "base-scores"
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def get(self, fingerprint: str, benchmark_key: str) -> tuple[Evaluation, float] | None:
+        """Return the evaluation and the seconds it took when it was measured, or None.
+
+        Raises:
+            EditevalError: the entry on disk cannot be read.
+        """
+        path = self._path(fingerprint, benchmark_key)
+        if not path.exists():
+            return None
+        try:
+            stored = _restore_floats(json.loads(gzip.decompress(path.read_bytes())))
+            evaluation = Evaluation(
+                measurements=tuple(Measurement(**row) for row in stored["measurements"]), samples=tuple(stored["samples"])
+            )
+            return evaluation, float(stored["seconds"])
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise EditevalError(f"the stored base scores {path} cannot be read ({error}); delete that file and run again") from error
+
+    def put(self, fingerprint: str, benchmark_key: str, evaluation: Evaluation, seconds: float) -> None:
+        """Store an evaluation of the unedited model."""
+        stored = {
+            "measurements": [_plain(measurement) for measurement in evaluation.measurements],
+            "samples": list(evaluation.samples),
+            "seconds": float(seconds),
+        }
+        text = json.dumps(_tag_floats(stored), ensure_ascii=False, allow_nan=False)
+        write_atomic(self._path(fingerprint, benchmark_key), gzip.compress(text.encode(), mtime=0))
+
+    def _path(self, fingerprint: str, benchmark_key: str) -> Path:
+        return self.cache.path(self.KIND, content_key([RESULTS_VERSION, fingerprint, benchmark_key]), ".json.gz")
+
+
+# -- the other files of a run ----------------------------------------------------------------------------------------------
+
+
+def write_manifest(run_dir: Path | str, manifest: Mapping[str, Any]) -> Path:
+    """Write what the run is made of (config, versions, device) as `manifest.json`, whole or not at all; return its path."""
+    path = Path(run_dir) / MANIFEST_FILE
+    write_atomic(path, json.dumps(_tag_floats(dict(manifest)), indent=2, ensure_ascii=False, default=str) + "\n")
+    return path
+
+
+def read_manifest(run_dir: Path | str) -> dict[str, Any]:
+    """Return a run's manifest.
+
+    Raises:
+        EditevalError: there is none, or it is no JSON object.
+    """
+    path = Path(run_dir) / MANIFEST_FILE
+    if not path.exists():
+        raise EditevalError(
+            f"{path.parent} has no {MANIFEST_FILE}, so it is no run's folder; give the folder that `python launch.py` named"
+        )
+    try:
+        manifest = _restore_floats(json.loads(path.read_text()))
+    except ValueError as error:
+        raise EditevalError(f"{path} is no JSON ({error}); run the same command again, which writes it anew") from error
+    if not isinstance(manifest, dict):
+        raise EditevalError(f"{path} holds a {type(manifest).__name__}, not an object; run the same command again, which writes it anew")
+    return manifest
+
+
+def read_edits(run_dir: Path | str) -> tuple[dict[str, Any], ...]:
+    """Return the edit log's rows by step; where a step was logged twice (another digest), the later row."""
+    rows, _ = read_jsonl(Path(run_dir) / EDITS_FILE)
+    latest = {int(row["step"]): _restore_floats(row) for row in rows}
+    return tuple(latest[step] for step in sorted(latest))
+
+
+def append_edit(run_dir: Path | str, row: Mapping[str, Any]) -> None:
+    """Append one row to the edit log."""
+    append_jsonl(Path(run_dir) / EDITS_FILE, [_tag_floats(dict(row))])
+
+
+def read_timings(run_dir: Path | str) -> dict[str, float]:
+    """Return seconds by kind of work, summed over every launch of this run."""
+    rows, _ = read_jsonl(Path(run_dir) / TIMINGS_FILE)
+    total: dict[str, float] = {}
+    for row in rows:
+        for name, seconds in row["seconds"].items():
+            total[name] = total.get(name, 0.0) + float(seconds)
+    return total
+
+
+# -- rows ------------------------------------------------------------------------------------------------------------------
+
+
+def _plain(measurement: Measurement) -> dict[str, Any]:
+    """Return the fields with Python's own numbers: a benchmark may hand over numpy's."""
+    row = asdict(measurement)
+    for name in ("value", "stderr", "chance"):
+        row[name] = None if row[name] is None else float(row[name])
+    return {**row, "n": int(row["n"]), "higher_is_better": bool(row["higher_is_better"])}
+
+
+def _check_distinct(scores: Sequence[Score], benchmark: str) -> None:
+    if not scores:
+        raise ValueError(f"benchmark {benchmark} returned no measurement; it must measure something at every rung")
+    names = [(score.task, score.metric, score.protocol) for score in scores]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"benchmark {benchmark} returned {', '.join('.'.join(name) for name in twice)} more than once; each must be unique"
+        )
+
+
+def _encode(score: Score) -> dict[str, Any]:
+    """Return a row in standard JSON: NaN and infinity become null, with their name under `non_finite`."""
+    row: dict[str, Any] = asdict(score)
+    non_finite = {name: repr(row[name]) for name in _FLOAT_FIELDS if row[name] is not None and not math.isfinite(row[name])}
+    row.update(dict.fromkeys(non_finite))
+    return {**row, "non_finite": non_finite} if non_finite else row
+
+
+def _decode(row: Mapping[str, Any]) -> Score:
+    values = {name: row[name] for name in _SCORE_FIELDS}
+    values.update({name: float(text) for name, text in row.get("non_finite", {}).items()})
+    return Score(**values)
+
+
+def _collect(rows: Sequence[Mapping[str, Any]], torn_lines: int, file_size: int) -> _Content:
+    """Group rows into writes of cells, and keep the last whole write of each cell."""
+    attempts: dict[tuple[CellKey, str], _Attempt] = {}
+    for row in rows:
+        score = _decode(row)
+        cell = CellKey(score.num_edits, score.benchmark, score.benchmark_key, score.state_digest)
+        name = (cell, str(row["cell"]))
+        attempt = attempts.pop(name, None) or _Attempt(size=int(row["cell_size"]))  # popped: a rewrite moves to the end
+        attempt.rows[(score.task, score.metric, score.protocol)] = score
+        attempts[name] = attempt
+    cells: dict[CellKey, tuple[Score, ...]] = {}
+    for (cell, _), attempt in attempts.items():
+        if attempt.whole:
+            cells.pop(cell, None)
+            cells[cell] = tuple(attempt.rows.values())
+    torn_cells = sum(not attempt.whole for attempt in attempts.values())
+    return _Content(file_size=file_size, cells=cells, torn_lines=torn_lines, torn_cells=torn_cells)
+
+
+def _tag_floats(value: Any) -> Any:
+    """Return the value with NaN and infinity as `{"non_finite": "nan"}`: standard JSON that `_restore_floats` turns back."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"non_finite": repr(value)}
+    if isinstance(value, Mapping):
+        return {key: _tag_floats(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_tag_floats(item) for item in value]
+    return value
+
+
+def _restore_floats(value: Any) -> Any:
+    if isinstance(value, dict):
+        if set(value) == {"non_finite"} and value["non_finite"] in ("nan", "inf", "-inf"):
+            return float(value["non_finite"])
+        return {key: _restore_floats(item) for key, item in value.items()}
+    return [_restore_floats(item) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,224 @@
+"""The contract of a method: eleven claims, made of every file of conf/method on tiny models of several architectures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+import torch
+from editeval.edits.journal import EditJournal
+from omegaconf import DictConfig
+
+from editeval.experiment import build
+from editeval.files import Cache
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import EditMethod, Editor, EvaluationContext, ModelSource
+from editeval.models.model import LanguageModel
+from editeval.types import EditError, EditRequest, Probe, SilentProgress, seed_for
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
+CONTROLS = {"none"}  # methods whose edit is meant to write no fact
+MODELS = sorted(path.stem for path in (CONF / "model").glob("tiny-*.yaml"))
+GENESIS = "0" * 64
+
+REQUESTS = (
+    EditRequest(
+        request_id="a",
+        prompt="The mother tongue of {} is",
+        subject="Danielle Darrieux",
+        target_new="English",
+        target_true="French",
+        paraphrase_prompts=("Danielle Darrieux speaks the language",),
+        neighborhood_prompts=(Probe(prompt="The mother tongue of Michel Rocard is", answer="French"),),
+    ),
+    EditRequest(request_id="b", prompt="{} is the capital of", subject="Port Moresby", target_new="Norway", target_true="Papua New Guinea"),
+    EditRequest(request_id="c", prompt="In which city was {} founded? It was", subject="Nokia", target_new="Tampa", target_true="Espoo"),
+)
+
+
+@dataclass
+class Bench:
+    """A model, a method and its editor."""
+
+    model: EditedModel
+    method: EditMethod
+    editor: Editor
+    cache: Cache
+
+    def edit(self, *requests: EditRequest) -> list[str]:
+        """Edit one by one, as the runner does; returns the weight digest after each."""
+        digests = []
+        for request in requests:
+            self.model.apply(self.editor.edit([request], seed=seed_for("contract", request.request_id)))
+            digests.append(self.model.weights_digest())
+        return digests
+
+    def log_prob(self, request: EditRequest) -> float:
+        return self.model.score([request.full_prompt], [" " + request.target_new])[0].log_prob
+
+
+@pytest.fixture(scope="session")
+def bench_for(compose_config: Callable[..., DictConfig], cache_dir: Path) -> Callable[[str, str], Bench]:
+    models: dict[str, LanguageModel] = {}
+
+    def make(method_name: str, model_name: str) -> Bench:
+        config = compose_config(f"method={method_name}", f"model={model_name}", "corpus.tokens=2000")
+        if model_name not in models:
+            models[model_name] = build(config.model, "model", ModelSource).load()
+        model = EditedModel(models[model_name])
+        method = build(config.method, "method", EditMethod)
+        method.check(models[model_name].description)
+        cache = Cache(cache_dir)
+        return Bench(model, method, method.prepare(model, cache, SilentProgress()), cache)
+
+    return make
+
+
+@pytest.fixture(params=[(method, model) for method in METHODS for model in MODELS], ids=lambda pair: "-".join(pair))
+def bench(request: pytest.FixtureRequest, bench_for: Callable[[str, str], Bench]) -> Bench:
+    bench = bench_for(*request.param)
+    bench.model.restore()
+    return bench
+
+
+@pytest.fixture
+def writes(request: pytest.FixtureRequest) -> bool:
+    """Whether the method under test is meant to write facts."""
+    return cast(pytest.FixtureRequest, request).node.callspec.params["bench"][0] not in CONTROLS
+
+
+def weights(model: EditedModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.lm.module.state_dict().items()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_01_computing_an_edit_leaves_weights_and_random_state_as_found(bench: Bench) -> None:
+    before, random_state = weights(bench.model), torch.get_rng_state()
+    bench.editor.edit([REQUESTS[0]], seed=1)
+    assert same(before, weights(bench.model))
+    assert torch.equal(random_state, torch.get_rng_state())
+
+
+def test_02_applied_edits_raise_their_targets_and_change_the_weights(bench: Bench, writes: bool) -> None:
+    """On average over three facts: where a norm follows the MLP (OLMo-2, Gemma-2), a random model leaves one edit little room."""
+    gains = []
+    for request in REQUESTS:
+        before, digest = bench.log_prob(request), bench.model.weights_digest()
+        bench.edit(request)
+        gains.append(bench.log_prob(request) - before)
+        assert (bench.model.weights_digest() != digest) == writes
+    if writes:
+        assert sum(gains) / len(gains) > 0.1
+    else:
+        assert gains == [0.0] * len(gains)
+
+
+def test_03_a_recorded_edit_equals_the_live_one_bit_for_bit(bench: Bench, tmp_path: Path) -> None:
+    edits = []
+    for request in REQUESTS:
+        edit = bench.editor.edit([request], seed=2)
+        edits.append(edit)
+        bench.model.apply(edit)
+    live = weights(bench.model)
+    with EditJournal.open(tmp_path / "journal", genesis=GENESIS) as journal:
+        for request, edit in zip(REQUESTS, edits, strict=True):
+            journal.append((request.request_id,), edit, 0.5)
+    bench.model.restore()
+    with EditJournal.open(tmp_path / "journal", genesis=GENESIS) as journal:
+        for entry in journal.entries(0, len(journal)):
+            bench.model.apply(entry.edit)
+    assert same(live, weights(bench.model))
+
+
+def test_04_some_edits_then_more_after_a_resume_equal_all_at_once(
+    bench: Bench, bench_for: Callable[[str, str], Bench], tmp_path: Path
+) -> None:
+    unbroken = bench.edit(*REQUESTS)
+    bench.model.restore()
+    with EditJournal.open(tmp_path / "journal", genesis=GENESIS) as journal:
+        for request in REQUESTS[:2]:
+            edit = bench.editor.edit([request], seed=seed_for("contract", request.request_id))
+            bench.model.apply(journal.append((request.request_id,), edit, 0.0).edit)
+    bench.model.restore()
+    with EditJournal.open(tmp_path / "journal", genesis=GENESIS) as journal:
+        for entry in journal.entries(0, 2):
+            bench.model.apply(entry.edit)
+    fresh = bench.method.prepare(bench.model, bench.cache, SilentProgress()) if not bench.model.num_applied else bench.editor
+    bench.editor = fresh
+    assert bench.edit(REQUESTS[2])[-1] == unbroken[-1]
+
+
+def test_05_measuring_between_edits_changes_nothing(bench: Bench) -> None:
+    plain = bench.edit(*REQUESTS)
+    bench.model.restore()
+    digests = []
+    for request in REQUESTS:
+        digests += bench.edit(request)
+        bench.model.score([request.full_prompt], [" " + request.target_new])
+        bench.model.generate([request.full_prompt], max_new_tokens=3)
+    assert digests == plain
+
+
+def test_06_another_trajectory_in_the_same_process_changes_nothing(bench: Bench) -> None:
+    first = bench.edit(*REQUESTS)
+    bench.model.restore()
+    bench.edit(replace(REQUESTS[1], request_id="other", target_new="Brazil"))
+    bench.model.restore()
+    assert bench.edit(*REQUESTS) == first
+
+
+def test_07_restore_is_exact(bench: Bench) -> None:
+    before = weights(bench.model)
+    bench.edit(*REQUESTS)
+    bench.model.restore()
+    assert same(before, weights(bench.model))
+    assert bench.model.num_applied == 0
+
+
+def test_08_a_request_that_cannot_be_edited_is_named(bench: Bench, writes: bool) -> None:
+    if not writes:
+        return  # a control writes nothing, so no request can fail it
+    too_long = replace(REQUESTS[0], request_id="too-long", prompt="word " * 4000 + "{} is")
+    with pytest.raises(EditError, match="too-long"):
+        bench.editor.edit([too_long], seed=0)
+
+
+def test_09_the_harness_sees_the_edit(bench: Bench, writes: bool) -> None:
+    from editeval.benchmarks.lm_harness import harness_model
+    from lm_eval.api.instance import Instance
+
+    def ask() -> float:
+        pair = (REQUESTS[1].full_prompt, " " + REQUESTS[1].target_new)
+        instance = Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0)
+        return float(harness_model(bench.model).loglikelihood([instance])[0][0])
+
+    before = ask()
+    bench.edit(REQUESTS[1])
+    assert (abs(ask() - before) > 1e-3) == writes
+
+
+def test_10_padding_batch_size_and_neighbours_do_not_change_a_score(bench: Bench) -> None:
+    bench.edit(*REQUESTS)
+    contexts = [request.full_prompt for request in REQUESTS] + ["Yes", "A much longer context that has nothing to do with the others, but"]
+    continuations = [" " + request.target_new for request in REQUESTS] + [" no", " so"]
+    together = bench.model.score(contexts, continuations)
+    texts = bench.model.generate(contexts, max_new_tokens=4)
+    for context, continuation, score, text in zip(contexts, continuations, together, texts, strict=True):
+        assert bench.model.score([context], [continuation])[0].log_prob == pytest.approx(score.log_prob, abs=1e-4)
+        assert bench.model.generate([context], max_new_tokens=4) == [text]
+
+
+def test_11_the_first_edit_is_still_measured_after_the_last(bench: Bench) -> None:
+    from editeval.benchmarks.edit_quality import EditQuality
+
+    bench.edit(*REQUESTS)
+    context = EvaluationContext(num_edits=len(REQUESTS), edited=REQUESTS, planned=REQUESTS, seed=0, cache=bench.cache)
+    evaluation = EditQuality(max_new_tokens=4).evaluate(bench.model, context)
+    assert {sample["request_id"] for sample in evaluation.samples} == {request.request_id for request in REQUESTS}
