@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 RATE_WINDOW = 20  # edits that the shown speed is averaged over
 SHOWN_SCORES = 6
+QUIET_SECONDS = 10.0  # after which long work without a terminal says how far it is
 
 
 @dataclass(kw_only=True)
@@ -145,7 +146,7 @@ class RichProgress(Callback):
             yield item
             now = self.clock()
             # Lines of the run itself come between; a bar's line is for work that would otherwise be silent.
-            if now - max(last, self._last_line) >= max(10.0, self.seconds_between_lines):
+            if done != total and now - max(last, self._last_line) >= max(QUIET_SECONDS, self.seconds_between_lines):
                 last = now
                 left = f", {seconds_text((now - started) / done * (total - done))} left" if total else ""
                 self.message(f"{description}: {done}{of} ({seconds_text(now - started)}{left})")

@@ -207,7 +207,7 @@ class Runner:
 
     def _benchmark_key(self, rung: int, name: str) -> str:
         benchmark = self.benchmarks[name]
-        content: dict[str, Any] = {"settings": self._settings[name]}
+        content: dict[str, Any] = {"class": type(benchmark).__qualname__, "settings": self._settings[name]}
         if benchmark.depends_on_requests:
             context = self._context(rung)
             content["requests"] = [request.source_hash or content_key(request) for request in context.edited or context.planned]
