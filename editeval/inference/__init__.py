@@ -1,0 +1,1 @@
+"""A model under edits, and the engine that every number comes from."""

@@ -1,0 +1,137 @@
+"""From text to token ids: contexts, continuations, and the windows of a long text.
+
+The conventions are lm-eval's (`lm_eval.models.huggingface.HFLM` 0.4.13), so that its log-likelihoods are reproduced: white space at
+a context's end belongs to the continuation, a pair is encoded whole and split after the context's tokens, an empty context is one
+prefix token (beginning of sequence, else end of sequence), and what is too long loses tokens on the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerFast
+
+from editeval.types import EditevalError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenPair:
+    """Token ids of a continuation and of what stands before it; neither is empty."""
+
+    context: tuple[int, ...]
+    continuation: tuple[int, ...]
+
+
+def prefix_token(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Return the id that stands for an empty context: beginning of sequence, else end of sequence.
+
+    Raises:
+        EditevalError: the tokenizer has neither.
+    """
+    for token_id in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token_id is not None:
+            return int(token_id)
+    raise EditevalError("an empty context needs a prefix token; the tokenizer has no bos_token and no eos_token; set one of them")
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, special_tokens: bool | None) -> list[tuple[int, ...]]:
+    """Return the token ids of each text.
+
+    `special_tokens` None means the tokenizer's own default, without a second beginning-of-sequence token where the text already
+    starts with one.
+    """
+    if special_tokens is not None:
+        return _encode(tokenizer, texts, add_special_tokens=special_tokens)
+    prefix_text = _prefix_text(tokenizer)
+    starts = [bool(prefix_text) and text.startswith(prefix_text) for text in texts]
+    bare = iter(_encode(tokenizer, [text for text, started in zip(texts, starts, strict=True) if started], add_special_tokens=False))
+    full = iter(_encode(tokenizer, [text for text, started in zip(texts, starts, strict=True) if not started], add_special_tokens=True))
+    return [next(bare) if started else next(full) for started in starts]
+
+
+def encode_pairs(
+    tokenizer: PreTrainedTokenizerFast, contexts: Sequence[str], continuations: Sequence[str], *, special_tokens: bool | None
+) -> list[TokenPair]:
+    """Return the token ids of each pair, split where the context ends.
+
+    Raises:
+        EditevalError: a continuation has no token of its own.
+        ValueError: unequal numbers of contexts and continuations.
+    """
+    if len(contexts) != len(continuations):
+        raise ValueError(f"{len(contexts)} contexts and {len(continuations)} continuations; one continuation a context")
+    stripped = [context.rstrip() for context in contexts]
+    unique = list(dict.fromkeys(text for text in stripped if text))
+    context_ids = dict(zip(unique, encode_texts(tokenizer, unique, special_tokens=special_tokens), strict=True))
+    wholes = [context + continuation for context, continuation in zip(contexts, continuations, strict=True)]
+    with_context = [whole for whole, text in zip(wholes, stripped, strict=True) if text]
+    without_context = [whole for whole, text in zip(wholes, stripped, strict=True) if not text]
+    split_later = iter(encode_texts(tokenizer, with_context, special_tokens=special_tokens))
+    prefix_later = iter(_encode(tokenizer, without_context, add_special_tokens=False))
+    pairs = []
+    for text, context, continuation in zip(stripped, contexts, continuations, strict=True):
+        pair = _split(next(split_later), len(context_ids[text])) if text else _with_prefix(tokenizer, next(prefix_later))
+        if not pair.continuation:
+            raise EditevalError(
+                f"continuation {continuation!r} has no token of its own after {context[-80:]!r}; "
+                "give at least one character that the tokenizer does not merge into the context"
+            )
+        pairs.append(pair)
+    return pairs
+
+
+def fit(pair: TokenPair, *, max_length: int) -> TokenPair:
+    """Drop context tokens on the left until all but the pair's last token fit into `max_length` positions.
+
+    Raises:
+        EditevalError: the continuation alone does not fit.
+    """
+    if len(pair.continuation) > max_length:
+        raise EditevalError(
+            f"a continuation of {len(pair.continuation)} tokens does not fit the model's {max_length} positions; "
+            "shorten it, or score the text in windows with score_text"
+        )
+    room = max_length + 1 - len(pair.continuation)
+    return TokenPair(context=pair.context[-room:], continuation=pair.continuation)
+
+
+def windows(tokens: Sequence[int], *, prefix: int, max_length: int) -> list[TokenPair]:
+    """Cut a text's tokens into windows that together score each token once.
+
+    The first window is headed by the prefix token; a later one by the token before it; the last one is filled up on the left with
+    tokens that are already scored, so that all its tokens see as much as the model can.
+    """
+    pairs: list[TokenPair] = []
+    done = 0
+    while done < len(tokens):
+        size = min(len(tokens) - done, max_length)
+        end = done + size
+        context = (prefix,) if done == 0 else tuple(tokens[max(0, end - max_length - 1) : done])
+        pairs.append(TokenPair(context=context, continuation=tuple(tokens[done:end])))
+        done = end
+    return pairs
+
+
+def _encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, add_special_tokens: bool) -> list[tuple[int, ...]]:
+    if not texts:
+        return []
+    encoded = tokenizer(
+        list(texts), add_special_tokens=add_special_tokens, return_attention_mask=False, return_token_type_ids=False, verbose=False
+    )
+    return [tuple(ids) for ids in encoded["input_ids"]]
+
+
+def _prefix_text(tokenizer: PreTrainedTokenizerFast) -> str:
+    token_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    return "" if token_id is None else str(tokenizer.convert_ids_to_tokens(int(token_id)))
+
+
+def _split(whole: tuple[int, ...], length: int) -> TokenPair:
+    return TokenPair(context=whole[:length], continuation=whole[length:])
+
+
+def _with_prefix(tokenizer: PreTrainedTokenizerFast, tokens: tuple[int, ...]) -> TokenPair:
+    prefix = prefix_token(tokenizer)
+    # A text that brings its own prefix token is not given a second one.
+    return _split(tokens, 1) if tokens[:1] == (prefix,) else TokenPair(context=(prefix,), continuation=tokens)

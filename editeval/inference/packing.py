@@ -1,0 +1,181 @@
+"""Token sequences packed into rows, so that what they share is computed once.
+
+A row holds trees of tokens: sequences that begin alike (the choices of one question, questions behind one few-shot prompt) share the
+nodes of their common beginning, and short trees stand side by side instead of being padded. A node attends to its ancestors alone
+and its position is its depth, so every sequence gets what it would get on its own. Rows and batches depend on the token ids alone,
+never on the order of the requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy
+from numpy.typing import NDArray
+
+from editeval.inference.encoding import TokenPair
+
+Ids = NDArray[numpy.uint32]
+
+MAX_OPEN_ROWS = 64  # how many rows are looked through for room
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """Nodes `start` to `stop` of a row: a chain that hangs on the path `ancestors` (nodes from the root down)."""
+
+    start: int
+    stop: int
+    ancestors: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One pair's place in a row: at `nodes[i]` its continuation's token i is predicted."""
+
+    pair: int
+    nodes: tuple[int, ...]
+
+
+@dataclass(kw_only=True)
+class Row:
+    """Trees of tokens; grows while rows are packed."""
+
+    tokens: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)
+
+    @property
+    def branches(self) -> bool:
+        """Whether the row is more than one chain, so that plain causal attention is not enough."""
+        return any(len(segment.ancestors) != segment.start for segment in self.segments)
+
+    @property
+    def scored(self) -> list[int]:
+        """The nodes whose predictions are needed, ascending."""
+        return sorted({node for member in self.members for node in member.nodes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackingRules:
+    """When a sequence may join a row.
+
+    `row_tokens` is the longest row that grows by sharing, `fill_tokens` the longest that is filled with strangers; `branch_depth` the
+    deepest tree in a row that is not one chain (0: all rows are chains); `token_price` the number of query-key pairs of attention
+    that cost as much as one token's matrix products.
+    """
+
+    row_tokens: int
+    fill_tokens: int
+    branch_depth: int
+    token_price: int
+
+
+def pack(pairs: Sequence[TokenPair], rules: PackingRules) -> list[Row]:
+    """Pack all pairs into rows; every pair is a member of exactly one."""
+    # Big-endian bytes sort as the ids do, so that sequences with a common beginning become neighbours.
+    inputs = [numpy.asarray((*pair.context, *pair.continuation[:-1]), dtype=">u4") for pair in pairs]
+    keys = [ids.tobytes() for ids in inputs]
+    rows: list[Row] = []
+    previous: Ids = numpy.empty(0, dtype=">u4")
+    path: tuple[int, ...] = ()
+    for index in sorted(range(len(pairs)), key=keys.__getitem__):
+        ids = inputs[index]
+        shared = _common_prefix(previous, ids)
+        if not rows or not _joins(rows[-1], rules, shared=shared, length=len(ids)):
+            rows.append(Row())
+            shared = 0
+        path = _grow(rows[-1], path[:shared], ids[shared:].tolist())
+        rows[-1].members.append(Member(pair=index, nodes=path[len(path) - len(pairs[index].continuation) :]))
+        previous = ids
+    return _side_by_side(rows, rules)
+
+
+def batches(rows: Sequence[Row], *, batch_tokens: int, batch_scored: int) -> list[list[Row]]:
+    """Group rows of like length, longest first: at most `batch_tokens` tokens (padding counted) and `batch_scored` scored nodes.
+
+    A row that alone is over a budget is a batch of its own. Chains and trees never meet: chains need no mask.
+    """
+    grouped: list[list[Row]] = []
+    width = scored = 0
+    for row in sorted(rows, key=lambda row: (row.branches, -len(row.tokens), row.tokens)):
+        needed = len(row.scored)
+        fits = grouped and row.branches == grouped[-1][0].branches
+        if fits and (len(grouped[-1]) + 1) * width <= batch_tokens and scored + needed <= batch_scored:
+            grouped[-1].append(row)
+            scored += needed
+        else:
+            grouped.append([row])
+            width, scored = len(row.tokens), needed
+    return grouped
+
+
+def ancestor_mask(row: Row) -> NDArray[numpy.bool_]:
+    """Return (query, key), true where the query node may see the key node: itself and its ancestors."""
+    size = len(row.tokens)
+    mask = numpy.zeros((size, size), dtype=bool)
+    for segment in row.segments:
+        own = slice(segment.start, segment.stop)
+        mask[own, list(segment.ancestors)] = True
+        mask[own, own] = numpy.tri(segment.stop - segment.start, dtype=bool)
+    return mask
+
+
+def _joins(row: Row, rules: PackingRules, *, shared: int, length: int) -> bool:
+    new = length - shared
+    if new == 0:
+        return True
+    if len(row.tokens) + new > rules.row_tokens:
+        return False
+    if shared == len(row.tokens):  # continues the chain: no branch, no other mask
+        return True
+    deepest = max(length, max(row.depths) + 1)
+    # Worth it while the shared tokens' matrix products cost more than the wider attention (new x old pairs, both ways, none skipped).
+    return deepest <= rules.branch_depth and shared * rules.token_price > 2 * new * len(row.tokens)
+
+
+def _grow(row: Row, ancestors: tuple[int, ...], tokens: list[int]) -> tuple[int, ...]:
+    """Hang new tokens below a path and return the path to the last of them."""
+    if not tokens:
+        return ancestors
+    start = len(row.tokens)
+    row.tokens.extend(tokens)
+    row.depths.extend(range(len(ancestors), len(ancestors) + len(tokens)))
+    row.segments.append(Segment(start=start, stop=len(row.tokens), ancestors=ancestors))
+    return (*ancestors, *range(start, len(row.tokens)))
+
+
+def _side_by_side(rows: Sequence[Row], rules: PackingRules) -> list[Row]:
+    """Fill rows up to `fill_tokens` with whole other rows, longest first, each into the first that has room."""
+    filled: list[Row] = []
+    open_rows: list[Row] = []
+    for row in sorted(rows, key=lambda row: (-len(row.tokens), row.tokens)):
+        size = len(row.tokens)
+        fits = max(row.depths) < rules.branch_depth
+        host = next((host for host in open_rows if fits and len(host.tokens) + size <= rules.fill_tokens), None)
+        if host is not None:
+            _place_beside(host, row)
+            continue
+        filled.append(row)
+        if fits:
+            open_rows = [*open_rows[1 - MAX_OPEN_ROWS :], row]
+    return filled
+
+
+def _place_beside(host: Row, guest: Row) -> None:
+    """Append the guest's trees to the host."""
+    shift = len(host.tokens)
+    host.tokens.extend(guest.tokens)
+    host.depths.extend(guest.depths)
+    for segment in guest.segments:
+        ancestors = tuple(node + shift for node in segment.ancestors)
+        host.segments.append(Segment(start=segment.start + shift, stop=segment.stop + shift, ancestors=ancestors))
+    host.members.extend(Member(pair=member.pair, nodes=tuple(node + shift for node in member.nodes)) for member in guest.members)
+
+
+def _common_prefix(left: Ids, right: Ids) -> int:
+    size = min(len(left), len(right))
+    different = numpy.flatnonzero(left[:size] != right[:size])
+    return int(different[0]) if len(different) else size

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from editeval.inference.encoding import TokenPair, encode_pairs, encode_texts, fit, prefix_token, windows
+from editeval.models.model import LanguageModel
+from editeval.types import EditevalError
+from tests.inference.conftest import Load
+
+
+@pytest.fixture(scope="module")
+def llama(load_tiny: Load) -> LanguageModel:
+    return load_tiny("llama")
+
+
+def test_white_space_before_the_border_belongs_to_the_continuation(llama: LanguageModel) -> None:
+    spaced = encode_pairs(llama.tokenizer, ["the town \n"], ["is"], special_tokens=None)
+    joined = encode_pairs(llama.tokenizer, ["the town"], [" \nis"], special_tokens=None)
+    assert spaced == joined
+
+
+def test_pair_is_the_whole_text_cut_after_the_context(llama: LanguageModel) -> None:
+    (pair,) = encode_pairs(llama.tokenizer, ["the town"], [" of Rome"], special_tokens=None)
+    assert (*pair.context, *pair.continuation) == encode_texts(llama.tokenizer, ["the town of Rome"], special_tokens=None)[0]
+    assert pair.context == encode_texts(llama.tokenizer, ["the town"], special_tokens=None)[0]
+
+
+def test_default_adds_the_beginning_of_sequence_once(llama: LanguageModel) -> None:
+    bos = llama.tokenizer.bos_token_id
+    default, given_twice, without = (
+        encode_texts(llama.tokenizer, [text], special_tokens=special)[0]
+        for text, special in (("Rome", None), (f"{llama.tokenizer.bos_token}Rome", None), ("Rome", False))
+    )
+    assert default.count(bos) == 1
+    assert given_twice.count(bos) == 1
+    assert bos not in without
+
+
+def test_empty_context_is_one_prefix_token(llama: LanguageModel) -> None:
+    pairs = encode_pairs(llama.tokenizer, ["", " "], ["Rome", "Rome"], special_tokens=None)
+    assert [pair.context for pair in pairs] == [(prefix_token(llama.tokenizer),)] * 2
+
+
+def test_continuation_that_merges_into_its_context_is_an_error(llama: LanguageModel) -> None:
+    with pytest.raises(EditevalError, match="no token of its own"):
+        encode_pairs(llama.tokenizer, ["the town"], [""], special_tokens=None)
+
+
+def test_unequal_numbers_are_an_error(llama: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="2 contexts and 1 continuations"):
+        encode_pairs(llama.tokenizer, ["a", "b"], ["c"], special_tokens=None)
+
+
+def test_long_context_loses_tokens_on_the_left_and_the_input_fills_the_model() -> None:
+    pair = fit(TokenPair(context=tuple(range(20)), continuation=(97, 98, 99)), max_length=8)
+    assert pair.context == tuple(range(14, 20))
+    assert len(pair.context) + len(pair.continuation) - 1 == 8
+
+
+def test_continuation_longer_than_the_model_is_an_error() -> None:
+    with pytest.raises(EditevalError, match="9 tokens does not fit the model's 8 positions"):
+        fit(TokenPair(context=(1,), continuation=tuple(range(9))), max_length=8)
+
+
+@given(length=st.integers(0, 60), max_length=st.integers(1, 17))
+def test_windows_score_each_token_once_and_fit_the_model(length: int, max_length: int) -> None:
+    tokens = list(range(1, length + 1))
+    pairs = windows(tokens, prefix=0, max_length=max_length)
+    assert [token for pair in pairs for token in pair.continuation] == tokens
+    for pair in pairs:
+        whole = [*pair.context, *pair.continuation]
+        assert len(pair.context) >= 1
+        assert len(whole) - 1 <= max_length
+        assert whole == list(range(whole[0], whole[0] + len(whole)))
+    if length > max_length:
+        assert len(pairs[-1].context) + len(pairs[-1].continuation) - 1 == max_length
