@@ -92,6 +92,7 @@ class Runner:
             if reason is not None:
                 log.warning("stopped after %d edits: %s; rungs from %d on are not measured", self.model.num_applied, reason, rung)
                 self.progress.message(f"stopped after {self.model.num_applied} edits: {reason}")
+                self.state = replace(self.state, stopped=reason)
                 break
             self.state = replace(self.state, num_edits=rung, state_digest=self._digest(rung))
             for name, benchmark in self.benchmarks.items():
@@ -122,9 +123,14 @@ class Runner:
 
     def _advance(self, rung: int) -> str | None:
         """Bring the model to the state after `rung` edits: replay what the journal holds, compute the rest."""
-        steps = range(self.model.num_applied + 1, rung + 1)
-        for _ in self.progress.track(steps, description=f"editing to {rung}", total=len(steps)):
-            reason = self._step()
+        while self.model.num_applied < rung:
+            try:
+                reason = self._step()
+            except JournalDiverged:
+                # Another process took this trajectory over and an edit that we had applied was superseded: replay what stands.
+                log.warning("another process continued this trajectory from an earlier edit; replaying what it wrote")
+                self.model.restore()
+                continue
             if reason is not None:
                 return reason
         return None
@@ -134,6 +140,8 @@ class Runner:
         requests = self.trajectory.batch(step)
         for callback in self.callbacks:
             callback.on_edit_start(self.state, requests)
+        if step > len(self.journal):
+            self.journal.refresh()  # another process may have been faster: adopt its edit instead of computing it again
         replayed = step <= len(self.journal)
         diagnostics: Mapping[str, float] = {}
         if replayed:
@@ -143,7 +151,8 @@ class Runner:
             broken = _non_finite(edit)
             if broken is not None:
                 return f"edit {step} ({', '.join(request.request_id for request in requests)}) computed a non-finite update of {broken}"
-            entry, diagnostics = self._commit(step, requests, edit, seconds), edit.diagnostics
+            ids = tuple(request.request_id for request in requests)
+            entry, diagnostics = self.journal.append(ids, edit, seconds), edit.diagnostics
         expected = tuple(request.request_id for request in requests)
         if entry.request_ids != expected:
             raise JournalError(
@@ -158,21 +167,6 @@ class Runner:
         started = time.perf_counter()
         edit = editor.edit(requests, seed=seed_for(self.trajectory.edit_key, step))
         return edit, time.perf_counter() - started
-
-    def _commit(self, step: int, requests: tuple[EditRequest, ...], edit: Edit, seconds: float) -> JournalEntry:
-        """Append the edit and return the entry that stands at this step: ours, or that of a process that was faster."""
-        try:
-            return self.journal.append(tuple(request.request_id for request in requests), edit, seconds)
-        except JournalDiverged:
-            # Another process took this trajectory over, and an edit that we had applied was superseded: start from what stands.
-            log.warning("another process continued this trajectory from an earlier edit; replaying what it wrote")
-            self.model.restore()
-            while self.model.num_applied < step - 1:
-                self.model.apply(self.journal.entry(self.model.num_applied + 1).edit)
-            if step <= len(self.journal):
-                return self.journal.entry(step)
-            edit, seconds = self._compute(step, requests)
-            return self._commit(step, requests, edit, seconds)
 
     def _tell(self, entry: JournalEntry, *, replayed: bool, diagnostics: Mapping[str, float]) -> str | None:
         self.state = replace(self.state, num_edits=entry.step, state_digest=entry.digest)
