@@ -66,6 +66,10 @@ class EditedModel:
         self._weights.add(edit.deltas)
         self.auxiliary.append(edit.auxiliary)
 
+    def check(self, edit: Edit) -> None:
+        """Raise the EditError that `apply` would raise, and change nothing: an edit is checked before it is recorded."""
+        self._weights.check(edit.deltas)
+
     def restore(self) -> None:
         """Put the base weights back, bit for bit, and forget every edit."""
         self._weights.restore()

@@ -50,6 +50,11 @@ class EditedWeights:
             for name, matrix in new.items():
                 self._write(name, matrix)
 
+    def check(self, deltas: Sequence[Delta]) -> None:
+        """Raise what `add` would raise, and change nothing."""
+        with torch.no_grad():
+            self._summed(deltas)
+
     def restore(self) -> None:
         """Put every base weight back, bit for bit, and drop the copies."""
         if self._hidden:

@@ -21,7 +21,7 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Benchmark, Callback, EditEvent, EditMethod, Editor, EvaluationContext, RunState
 from editeval.runner.results import BaseScores, ScoreStore
-from editeval.types import EditRequest, Evaluation, JournalError, Progress, Score, SilentProgress, content_key, seed_for
+from editeval.types import EditError, EditRequest, Evaluation, JournalError, Progress, Score, SilentProgress, content_key, seed_for
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +138,7 @@ class Runner:
     def _step(self) -> str | None:
         step = self.model.num_applied + 1
         requests = self.trajectory.batch(step)
+        ids = tuple(request.request_id for request in requests)
         for callback in self.callbacks:
             callback.on_edit_start(self.state, requests)
         if step > len(self.journal):
@@ -150,13 +151,12 @@ class Runner:
             edit, seconds = self._compute(step, requests)
             broken = _non_finite(edit)
             if broken is not None:
-                return f"edit {step} ({', '.join(request.request_id for request in requests)}) computed a non-finite update of {broken}"
-            ids = tuple(request.request_id for request in requests)
+                return f"edit {step} ({', '.join(ids)}) computed a non-finite update of {broken}"
+            self._require_effect(edit, ids)
             entry, diagnostics = self.journal.append(ids, edit, seconds), edit.diagnostics
-        expected = tuple(request.request_id for request in requests)
-        if entry.request_ids != expected:
+        if entry.request_ids != ids:
             raise JournalError(
-                f"the journal's edit {step} is about {', '.join(entry.request_ids)}, but {', '.join(expected)} is edited there; "
+                f"the journal's edit {step} is about {', '.join(entry.request_ids)}, but {', '.join(ids)} is edited there; "
                 f"move the folder {self.state.run_dir} away and run again"
             )
         self.model.apply(entry.edit)
@@ -167,6 +167,13 @@ class Runner:
         started = time.perf_counter()
         edit = editor.edit(requests, seed=seed_for(self.trajectory.edit_key, step))
         return edit, time.perf_counter() - started
+
+    def _require_effect(self, edit: Edit, request_ids: tuple[str, ...]) -> None:
+        """Refuse, before it is recorded, an edit that would change nothing or does not fit the model."""
+        try:
+            self.model.check(edit)
+        except EditError as error:
+            raise EditError(str(error), request_ids=request_ids) from error
 
     def _tell(self, entry: JournalEntry, *, replayed: bool, diagnostics: Mapping[str, float]) -> str | None:
         self.state = replace(self.state, num_edits=entry.step, state_digest=entry.digest)
