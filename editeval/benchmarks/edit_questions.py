@@ -1,0 +1,131 @@
+"""The questions that edit quality asks about one fact, and what an answer shows; no model is called here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from editeval.datasets.text import contains_answer, normalize_answer, starts_with_answer
+from editeval.inference.edited import ContinuationScore
+from editeval.types import EditRequest
+
+_ANSWER_END = re.compile(r"[.,;:!?](?=\s|$)|\n")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseAnswer:
+    """What the unedited model wrote, and at which of its tokens, read back as text, it would choose the same again."""
+
+    text: str
+    is_greedy: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One prompt with the answer expected of it, the answer it competes with, and (locality) the unedited model's own."""
+
+    position: int
+    request_id: str
+    metric: str
+    prompt: str
+    expected: str
+    rival: str | None = None
+    base: BaseAnswer | None = None
+    conflict: bool = False
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Yield every (context, continuation) whose probability is needed."""
+        yield self.prompt, joined(self.prompt, self.expected)
+        if self.rival is not None:
+            yield self.prompt, joined(self.prompt, self.rival)
+        if self.base is not None and self.base.is_greedy:
+            yield self.prompt, joined(self.prompt, self.base.text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a question showed; None where a protocol does not apply to it."""
+
+    log_prob: float
+    rival_log_prob: float | None
+    probability: float | None
+    teacher_forced: float | None
+    generation: float
+    generation_contains: float | None
+    generated: str
+
+
+def questions_about(position: int, request: EditRequest, subjects: Sequence[str], base: Mapping[str, BaseAnswer]) -> Iterator[Question]:
+    """Yield everything that is asked about one fact; `subjects` (casefolded) are those of all edited facts."""
+
+    def ask(
+        metric: str, prompt: str, expected: str, rival: str | None, *, own: BaseAnswer | None = None, conflict: bool = False
+    ) -> Question:
+        return Question(
+            position=position,
+            request_id=request.request_id,
+            metric=metric,
+            prompt=prompt,
+            expected=expected,
+            rival=rival,
+            base=own,
+            conflict=conflict,
+        )
+
+    yield ask("efficacy", request.full_prompt, request.target_new, request.target_true)
+    for prompt in request.paraphrase_prompts:
+        yield ask("generalization", prompt, request.target_new, request.target_true)
+    for probe in request.portability:
+        yield ask("portability", probe.prompt, probe.answer, None)
+    for probe in request.neighborhood_prompts:
+        text = probe.prompt.casefold()
+        # The cheap test first: thousands of subjects meet thousands of prompts.
+        conflict = any(subject in text and contains_answer(text, subject) for subject in subjects)
+        rival = request.target_new if request.target_new != probe.answer else None
+        yield ask("locality", probe.prompt, probe.answer, rival, own=base[probe.prompt], conflict=conflict)
+
+
+def joined(prompt: str, answer: str) -> str:
+    """Return the answer as it follows the prompt: after one space, unless the prompt ends in one.
+
+    The space also keeps the answer's first token from merging with the prompt's last.
+    """
+    return answer.strip() if prompt[-1:].isspace() else f" {answer.strip()}"
+
+
+def outcome_of(question: Question, scored: Mapping[tuple[str, str], ContinuationScore], generated: str) -> Outcome:
+    """Return what the scores (of every pair of the question) and the free text show."""
+    expected = scored[question.prompt, joined(question.prompt, question.expected)]
+    rival = None if question.rival is None else scored[question.prompt, joined(question.prompt, question.rival)]
+    if question.base is None:
+        teacher_forced: float | None = fmean(expected.token_is_greedy)
+        generation = float(starts_with_answer(generated, question.expected))
+        contains: float | None = float(contains_answer(generated, question.expected))
+    else:
+        base = question.base
+        again = scored[question.prompt, joined(question.prompt, base.text)].token_is_greedy if base.is_greedy else ()
+        # Text read back may be cut into other tokens than were written; only those the unedited model chooses count.
+        kept = [now for now, before in zip(again, base.is_greedy, strict=True) if before]
+        teacher_forced = fmean(kept) if kept else None
+        generation = float(answer_phrase(generated) == answer_phrase(base.text))
+        contains = None
+    return Outcome(
+        log_prob=expected.log_prob,
+        rival_log_prob=None if rival is None else rival.log_prob,
+        probability=None if rival is None else float(_per_token(expected) > _per_token(rival)),
+        teacher_forced=teacher_forced,
+        generation=generation,
+        generation_contains=contains,
+        generated=generated,
+    )
+
+
+def _per_token(score: ContinuationScore) -> float:
+    return score.log_prob / score.num_tokens
+
+
+def answer_phrase(text: str) -> str:
+    """Return the words up to the first punctuation mark or line end, normalised: `" Paris, which"` -> `"paris"`."""
+    return normalize_answer(_ANSWER_END.split(text.strip(), maxsplit=1)[0])

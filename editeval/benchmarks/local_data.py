@@ -1,0 +1,78 @@
+"""Benchmark data from a local folder of JSON lines: `<root>/<folder>[/<config>]/<split>.jsonl`.
+
+No network and no data-set cache: rows are read, checked line by line, and handed over in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from editeval.types import DatasetError
+
+SUFFIX = ".jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalData:
+    """One data set's folder; `config` names below are its sub-folders (None where a data set has none)."""
+
+    folder: Path
+
+    def splits(self, config: str | None) -> dict[str, Path]:
+        """Return split name -> file.
+
+        Raises:
+            DatasetError: no such folder, or no split in it.
+        """
+        folder = self.folder / config if config else self.folder
+        if not folder.is_dir():
+            known = sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) if folder.parent.is_dir() else []
+            listing = (
+                f"{folder.parent} has {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}" if known else "its parent is missing too"
+            )
+            raise DatasetError(f"no folder {folder}; {listing}; set paths.data to a folder laid out as <data set>/<config>/<split>{SUFFIX}")
+        files = {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
+        if not files:
+            raise DatasetError(f"{folder} holds no <split>{SUFFIX} file; fill it, or leave paths.data out to use the hub")
+        return files
+
+    def rows(self, path: Path) -> list[dict[str, Any]]:
+        """Return every row of a file.
+
+        Raises:
+            DatasetError: a line that is no JSON object (a truncated download ends in one), or a file without rows.
+        """
+        rows: list[dict[str, Any]] = []
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise DatasetError(f"{path}, line {number}: not JSON ({error}); the file may be truncated, copy it again") from error
+            if not isinstance(row, dict):
+                raise DatasetError(f"{path}, line {number}: a JSON {type(row).__name__}, not an object with the row's fields")
+            rows.append(row)
+        if not rows:
+            raise DatasetError(f"{path} has no rows; copy it again")
+        return rows
+
+    @cached_property
+    def content_hash(self) -> str:
+        """The sha256 over every file of the data set: names and bytes."""
+        return files_hash(self.folder, f"**/*{SUFFIX}")
+
+
+def files_hash(folder: Path, *patterns: str) -> str:
+    """Return the sha256 over the files that match: their paths inside the folder and their bytes."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()

@@ -1,0 +1,261 @@
+"""Edit quality on a model whose every word is known, and on tiny real ones."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+
+from editeval.benchmarks import edit_quality
+from editeval.benchmarks.edit_quality import EditQuality
+from editeval.benchmarks.edit_questions import answer_phrase
+from editeval.inference.edited import ContinuationScore, EditedModel
+from editeval.interfaces import Benchmark
+from editeval.types import ConfigError, EditRequest, Evaluation, Measurement, Probe
+from tests.benchmarks.conftest import context_of, large_edit
+
+LIKELY, UNLIKELY = -0.1, -3.0
+
+
+class Parrot:
+    """A model that says what it is told to, word by word: a word it would say is likely and greedy, any other is not."""
+
+    def __init__(self, base: Mapping[str, str], edited: Mapping[str, str] | None = None, *, fingerprint: str = "parrot") -> None:
+        self.lm = SimpleNamespace(fingerprint=fingerprint)
+        self.base, self.edited = dict(base), dict(base) | dict(edited or {})
+        self.num_applied = len(edited or {})
+        self.calls: list[str] = []
+        self._is_base = False
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        self._is_base = True
+        yield
+        self._is_base = False
+
+    def _say(self, prompt: str) -> str:
+        return (self.base if self._is_base else self.edited).get(prompt, " something else")
+
+    def generate(self, contexts: Sequence[str], **_: Any) -> list[str]:
+        self.calls.append(f"generate {'base' if self._is_base else 'edited'} {len(contexts)}")
+        return [self._say(prompt) for prompt in contexts]
+
+    def score(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[ContinuationScore]:
+        self.calls.append(f"score {'base' if self._is_base else 'edited'} {len(contexts)}")
+        return [self._score(prompt, words.split()) for prompt, words in zip(contexts, continuations, strict=True)]
+
+    def _score(self, prompt: str, words: Sequence[str]) -> ContinuationScore:
+        said = self._say(prompt).split()
+        greedy = tuple(place < len(said) and said[place] == word for place, word in enumerate(words))
+        log_probs = tuple(LIKELY if is_greedy else UNLIKELY for is_greedy in greedy)
+        return ContinuationScore(log_prob=sum(log_probs), token_log_probs=log_probs, token_is_greedy=greedy)
+
+
+ROME = EditRequest(
+    request_id="rome",
+    prompt="{} is the capital of",
+    subject="Rome",
+    target_new="New Zealand",
+    target_true="Italy",
+    paraphrase_prompts=("Rome, capital of", "The state of Rome is"),
+    neighborhood_prompts=(Probe(prompt="Turin lies in", answer="Italy"), Probe(prompt="Milan lies in", answer="Italy")),
+    portability=(Probe(prompt="The language of Rome's country is", answer="English"),),
+)
+LIMA = EditRequest(
+    request_id="lima",
+    prompt="{} is the capital of",
+    subject="Lima",
+    target_new="Peru",
+    paraphrase_prompts=("Lima, capital of",),
+    neighborhood_prompts=(Probe(prompt="Cusco is in the land of Rome, or", answer="Peru"), Probe(prompt="Puno lies in", answer="Peru")),
+)
+BASE = {
+    "Rome is the capital of": " Italy.",
+    "Turin lies in": " Italy north of Rome.",
+    "Milan lies in": " Lombardy, in Italy",
+    "Cusco is in the land of Rome, or": " Peru.",
+    "Puno lies in": " Peru",
+}
+EDITED = {
+    "Rome is the capital of": " New Zealand, where",
+    "Rome, capital of": " the state of New Zealand",
+    "The state of Rome is": " New York",
+    "The language of Rome's country is": " English",
+    "Milan lies in": " Lombardy. In New Zealand",
+    "Turin lies in": " New Zealand",
+    "Lima is the capital of": " Peruvian guinea pigs",
+}
+
+
+def measure(model: Any, folder: Path, edited: Sequence[EditRequest] = (ROME, LIMA), **more: Any) -> Evaluation:
+    context = context_of(folder, edited=edited, num_edits=len(edited), **more)
+    return EditQuality(max_new_tokens=12).evaluate(cast(EditedModel, model), context)
+
+
+def of(evaluation: Evaluation, metric: str, protocol: str) -> Measurement:
+    return next(found for found in evaluation.measurements if (found.metric, found.protocol) == (metric, protocol))
+
+
+def test_efficacy_by_each_protocol_is_what_the_model_says(tmp_path: Path) -> None:
+    evaluation = measure(Parrot(BASE, EDITED), tmp_path)
+    probability = of(evaluation, "efficacy", "probability")
+    assert (probability.value, probability.n, probability.chance, probability.stderr) == (1.0, 1, 0.5, None)  # Lima has no rival answer
+    # "New Zealand," is not the word "Zealand" to this model, so of two tokens one is forced right; of Lima's one, none.
+    assert of(evaluation, "efficacy", "teacher_forced").value == pytest.approx((0.5 + 0.0) / 2)
+    assert of(evaluation, "efficacy", "generation").value == 0.5  # "Peruvian" is not the answer "Peru"
+    assert of(evaluation, "efficacy", "generation_contains").value == 0.5
+    assert of(evaluation, "efficacy_log_prob", "probability").value == pytest.approx((LIKELY + UNLIKELY + UNLIKELY) / 2)
+    probabilities = (math.exp(LIKELY + UNLIKELY), math.exp(UNLIKELY))
+    assert of(evaluation, "target_probability", "probability").value == pytest.approx(fmean(probabilities))
+
+
+def test_a_number_is_the_mean_over_facts_of_the_mean_over_a_facts_prompts(tmp_path: Path) -> None:
+    contains = of(measure(Parrot(BASE, EDITED), tmp_path), "generalization", "generation_contains")
+    assert (contains.value, contains.n) == ((0.5 + 0.0) / 2, 2)
+    assert contains.stderr == pytest.approx(stdev([0.5, 0.0]) / math.sqrt(2))
+    assert contains.chance is None
+
+
+def test_probability_compares_the_mean_of_a_token_not_the_sum(tmp_path: Path) -> None:
+    # "New" is greedy, "Zealand" is not: -3.1 over two tokens beats -3.0 over one.
+    model = Parrot(BASE, {"Rome is the capital of": " New York"})
+    assert of(measure(model, tmp_path, [ROME]), "efficacy", "probability").value == 1.0
+
+
+def test_locality_is_agreement_with_the_unedited_model_right_or_wrong(tmp_path: Path) -> None:
+    evaluation = measure(Parrot(BASE, EDITED), tmp_path, [ROME])
+    # Turin moved; Milan's answer, wrong before, is the same phrase as before.
+    assert of(evaluation, "locality", "generation").value == 0.5
+    unchanged = measure(Parrot(BASE), tmp_path / "other", [ROME])
+    assert of(unchanged, "locality", "generation").value == of(unchanged, "locality", "teacher_forced").value == 1.0
+    # Turin's true answer wins before and loses after; Milan's ties with the new target, which is no success.
+    assert of(unchanged, "neighborhood_success", "probability").value == 0.5
+    assert of(evaluation, "neighborhood_success", "probability").value == 0.0
+
+
+def test_prompts_about_an_edited_subject_are_set_apart(tmp_path: Path) -> None:
+    changed = EDITED | {"Cusco is in the land of Rome, or": " New Zealand"}
+    evaluation = measure(Parrot(BASE, changed), tmp_path, [LIMA, ROME])
+    lima = next(record for record in evaluation.samples if (record["request_id"], record["metric"]) == ("lima", "locality"))
+    assert lima["conflict"] == [True, False]
+    assert of(evaluation, "locality", "generation").value == fmean([1.0, 0.5])
+    conflict = of(evaluation, "locality_conflict", "generation")
+    assert (conflict.value, conflict.n) == (0.0, 1)
+    alone = measure(Parrot(BASE, changed), tmp_path, [LIMA])  # as long as Rome is not edited, it is a neighbour like any other
+    assert of(alone, "locality", "generation").value == 0.5
+    assert not any(found.metric == "locality_conflict" for found in alone.measurements)
+
+
+def test_portability_is_measured_where_there_is_a_question(tmp_path: Path) -> None:
+    evaluation = measure(Parrot(BASE, EDITED), tmp_path)
+    assert (of(evaluation, "portability", "generation").value, of(evaluation, "portability", "generation").n) == (1.0, 1)
+    assert not any(found.metric.startswith("portability") for found in measure(Parrot(BASE, EDITED), tmp_path, [LIMA]).measurements)
+
+
+def test_unedited_model_is_asked_about_the_planned_facts(tmp_path: Path) -> None:
+    evaluation = measure(Parrot(BASE), tmp_path, [], planned=[ROME, LIMA])
+    assert of(evaluation, "efficacy", "probability").value == 0.0
+    assert {record["request_id"] for record in evaluation.samples} == {"rome", "lima"}
+
+
+def test_unedited_answers_are_computed_once_for_each_model(tmp_path: Path) -> None:
+    first, second, other = Parrot(BASE, EDITED), Parrot(BASE, EDITED), Parrot(BASE, fingerprint="another")
+    measure(first, tmp_path, [ROME])
+    assert [call for call in first.calls if "base" in call] == ["generate base 2", "score base 2"]
+    result = measure(second, tmp_path)
+    assert [call for call in second.calls if "base" in call] == ["generate base 2", "score base 2"]  # only those of Lima
+    measure(other, tmp_path)
+    assert [call for call in other.calls if "base" in call] == ["generate base 4", "score base 4"]
+    again = Parrot(BASE, EDITED)
+    assert measure(again, tmp_path) == result
+    assert not [call for call in again.calls if "base" in call]
+
+
+def test_all_prompts_go_to_the_engine_in_one_call_each(tmp_path: Path) -> None:
+    model = Parrot(BASE, EDITED)
+    measure(model, tmp_path)
+    assert [call.rsplit(" ", 1)[0] for call in model.calls] == ["generate base", "score base", "score edited", "generate edited"]
+
+
+def test_before_the_first_edit_nothing_is_written_twice(tmp_path: Path) -> None:
+    model = Parrot(BASE)
+    measure(model, tmp_path, [], planned=[ROME])
+    assert [call for call in model.calls if call.startswith("generate")] == ["generate base 2", "generate edited 4"]
+
+
+def test_facts_asked_in_chunks_give_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = measure(Parrot(BASE, EDITED), tmp_path / "a")
+    monkeypatch.setattr(edit_quality, "FACTS_PER_CALL", 1)
+    assert measure(Parrot(BASE, EDITED), tmp_path / "b") == whole
+
+
+def test_retention_can_be_read_from_the_samples_alone(tmp_path: Path) -> None:
+    evaluation = measure(Parrot(BASE, EDITED), tmp_path)
+    efficacy = {record["position"]: record for record in evaluation.samples if record["metric"] == "efficacy"}
+    assert [efficacy[position]["request_id"] for position in sorted(efficacy)] == ["rome", "lima"]
+    row = [fmean(efficacy[position]["outcomes"]["generation"]) for position in sorted(efficacy)]
+    assert row == [1.0, 0.0]
+    assert fmean(row) == of(evaluation, "efficacy", "generation").value
+    assert efficacy[1]["generated"] == [" New Zealand, where"]
+    assert efficacy[1]["prompts"] == ["Rome is the capital of"]
+
+
+def test_names_of_measurements_are_distinct(tmp_path: Path) -> None:
+    names = [(found.task, found.metric, found.protocol) for found in measure(Parrot(BASE, EDITED), tmp_path).measurements]
+    assert len(set(names)) == len(names)
+
+
+def test_collapsed_model_scores_zero_and_shows_its_log_probability(tmp_path: Path) -> None:
+    class Collapsed(Parrot):
+        def _score(self, prompt: str, words: Sequence[str]) -> ContinuationScore:
+            if self._is_base:
+                return super()._score(prompt, words)
+            nothing = (math.nan,) * len(words)
+            return ContinuationScore(log_prob=math.nan, token_log_probs=nothing, token_is_greedy=(False,) * len(words))
+
+    evaluation = measure(Collapsed(BASE, {}), tmp_path)
+    assert of(evaluation, "efficacy", "probability").value == 0.0
+    assert math.isnan(of(evaluation, "efficacy_log_prob", "probability").value)
+
+
+def test_answer_phrase_ends_at_punctuation_that_ends_a_phrase() -> None:
+    assert answer_phrase(" Paris, which is in France") == answer_phrase("paris. The") == "paris"
+    assert answer_phrase(" 1,000 people; more") == "1,000 people"
+    assert answer_phrase("\n  New   York\nOther") == "new york"
+
+
+def test_settings_name_what_the_numbers_depend_on() -> None:
+    assert EditQuality(max_new_tokens=12).settings() != EditQuality(max_new_tokens=13).settings()
+    assert EditQuality(max_new_tokens=12).depends_on_requests
+    assert isinstance(EditQuality(max_new_tokens=12), Benchmark)
+
+
+def test_a_bound_below_one_token_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"max_new_tokens=0 must be at least 1"):
+        EditQuality(max_new_tokens=0)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
+def test_tiny_model_agrees_with_itself_until_it_is_edited(architecture: str, tiny: Callable[[str], EditedModel], tmp_path: Path) -> None:
+    model = tiny(architecture)
+    facts = [replace(ROME, request_id=f"{subject}", subject=subject) for subject in ("Rome", "Oslo", "Lagos")]
+    before = EditQuality(max_new_tokens=6).evaluate(model, context_of(tmp_path, planned=facts))
+    for protocol in ("generation", "teacher_forced"):
+        assert of(before, "locality", protocol).value == 1.0
+    model.apply(large_edit(model))
+    digest, python_state, torch_state = model.weights_digest(), random.getstate(), torch.get_rng_state()
+    after = EditQuality(max_new_tokens=6).evaluate(model, context_of(tmp_path, edited=facts, num_edits=1))
+    assert of(after, "locality", "teacher_forced").value < 1.0
+    assert of(after, "efficacy_log_prob", "probability").value != of(before, "efficacy_log_prob", "probability").value
+    assert model.weights_digest() == digest
+    assert random.getstate() == python_state
+    assert torch.equal(torch.get_rng_state(), torch_state)

@@ -1,0 +1,284 @@
+"""lm-eval over our engine: its scores, its side effects undone, its data local, its mistakes caught before any weights."""
+
+from __future__ import annotations
+
+import copy
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from editeval.benchmarks.harness_engine import generation_settings
+from editeval.benchmarks.lm_harness import HarnessBenchmark, harness_model
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import Benchmark
+from editeval.types import ConfigError, DatasetError, Evaluation
+from tests.benchmarks.conftest import CITIES, context_of, large_edit, question_row, write_rows
+
+Make = Callable[..., HarnessBenchmark]
+Tiny = Callable[[str], EditedModel]
+
+
+def value_of(evaluation: Evaluation, task: str, metric: str) -> float:
+    return next(found.value for found in evaluation.measurements if (found.task, found.metric) == (task, metric))
+
+
+def own_engine(model: EditedModel) -> Any:
+    """The harness's own Hugging Face engine over a copy of the tokenizer, which it changes."""
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer = copy.deepcopy(model.lm.tokenizer)
+    return HFLM(pretrained=model.lm.module, tokenizer=tokenizer, batch_size=1, max_length=model.lm.description.max_positions)
+
+
+def tokenizer_state(model: EditedModel) -> tuple[str | None, ...]:
+    tokenizer = model.lm.tokenizer
+    return tokenizer.padding_side, tokenizer.truncation_side, str(tokenizer.pad_token), tokenizer.backend_tokenizer.to_str()
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
+def test_every_answer_equals_that_of_the_harness_own_engine(architecture: str, harness: Make, tiny: Tiny, tmp_path: Path) -> None:
+    model = tiny(architecture)
+    ours = harness("choose", "write", "read")
+    evaluation = ours.evaluate(model, context_of(tmp_path))
+    from lm_eval.evaluator import evaluate
+
+    theirs = harness("choose", "write", "read")
+    with theirs._guarded():
+        reference = evaluate(lm=own_engine(model), task_dict=dict(theirs._loaded), bootstrap_iters=1000)
+    assert reference is not None
+    for task in ("choose", "write", "read"):
+        records = [record for record in evaluation.samples if record["task"] == task]
+        assert len(records) == len(reference["samples"][task]) == 12
+        for record, expected in zip(records, reference["samples"][task], strict=True):
+            if task == "write":
+                assert record["generated"] == expected["resps"][0][0]
+            elif task == "choose":
+                assert record["log_probs"] == pytest.approx([answers[0][0] for answers in expected["resps"]], abs=1e-4)
+            else:
+                assert record["log_probs"] == pytest.approx([expected["resps"][0][0]], abs=1e-3)
+    for metric in ("acc", "acc_norm"):
+        assert value_of(evaluation, "choose", metric) == reference["results"]["choose"][f"{metric},none"]
+    stderr = next(found.stderr for found in evaluation.measurements if found.metric == "acc_norm")
+    assert stderr == pytest.approx(reference["results"]["choose"]["acc_norm_stderr,none"])
+
+
+def test_simple_evaluate_takes_our_model_as_it_is(harness: Make, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lm_eval import evaluator, simple_evaluate
+
+    monkeypatch.setattr(evaluator, "add_env_info", lambda results: None)  # lists every installed package, which takes half a minute
+    model = tiny("gpt2")
+    benchmark = harness("choose")
+    with benchmark._guarded():
+        tasks = [benchmark._loaded["tasks"]["choose"]]
+        results = simple_evaluate(model=harness_model(model), tasks=tasks, task_manager=benchmark._task_manager())
+    assert results is not None
+    assert results["results"]["choose"]["acc,none"] == value_of(harness("choose").evaluate(model, context_of(tmp_path)), "choose", "acc")
+
+
+def test_harness_sees_the_edit_and_its_removal(harness: Make, tiny: Tiny, tmp_path: Path) -> None:
+    model, benchmark = tiny("llama"), harness("choose", "write", "read")
+    before = benchmark.evaluate(model, context_of(tmp_path))
+    model.apply(large_edit(model))
+    edited = benchmark.evaluate(model, context_of(tmp_path))
+    model.restore()
+    after = benchmark.evaluate(model, context_of(tmp_path))
+    assert after == before
+    for task in ("choose", "read"):
+        log_probs = [[record["log_probs"] for record in run.samples if record["task"] == task] for run in (before, edited)]
+        assert all(old != new for old, new in zip(*log_probs, strict=True))
+    texts = [[record["generated"] for record in run.samples if record["task"] == "write"] for run in (before, edited)]
+    assert texts[0] != texts[1]
+
+
+def test_evaluation_leaves_model_tokenizer_and_random_generators_as_found(harness: Make, tiny: Tiny, tmp_path: Path) -> None:
+    model = tiny("gpt2")
+    model.apply(large_edit(model))
+    before = (model.weights_digest(), tokenizer_state(model))
+    python_state, numpy_state, torch_state = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    benchmark = harness("choose", "write", "read")
+    benchmark.check()
+    benchmark.evaluate(model, context_of(tmp_path))
+    assert random.getstate() == python_state
+    assert all(numpy.array_equal(old, new) for old, new in zip(numpy_state, numpy.random.get_state(), strict=True))
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert (model.weights_digest(), tokenizer_state(model)) == before
+
+
+def test_harness_functions_that_are_set_aside_come_back(harness: Make, tiny: Tiny, tmp_path: Path) -> None:
+    from lm_eval import utils
+    from lm_eval.api import metrics, task
+
+    before = (utils.apply_template, metrics.bootstrap_stderr, task.tqdm)
+    harness("choose").evaluate(tiny("gpt2"), context_of(tmp_path))
+    assert (utils.apply_template, metrics.bootstrap_stderr, task.tqdm) == before
+
+
+def test_second_rung_renders_no_prompt_again(harness: Make, tiny: Tiny, tmp_path: Path) -> None:
+    model, benchmark = tiny("gpt2"), harness("choose")
+    first = benchmark.evaluate(model, context_of(tmp_path))
+    benchmark._loaded["tasks"]["choose"].fewshot_context = None  # rendering once more would call it
+    assert benchmark.evaluate(model, context_of(tmp_path)) == first
+
+
+def test_progress_and_harness_write_nothing(harness: Make, tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    harness("choose", "write", "read").evaluate(tiny("gpt2"), context_of(tmp_path))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_limit_asks_the_same_stratified_items_at_every_rung_and_in_every_run(harness: Make, tiny: Tiny, tmp_path: Path) -> None:
+    model, benchmark = tiny("gpt2"), harness("choose", limit=5)
+    asked = [record["item"] for record in benchmark.evaluate(model, context_of(tmp_path)).samples]
+    model.apply(large_edit(model))
+    assert [record["item"] for record in benchmark.evaluate(model, context_of(tmp_path)).samples] == asked
+    assert [record["item"] for record in harness("choose", limit=5).evaluate(model, context_of(tmp_path)).samples] == asked
+    assert len(asked) == 5
+    assert asked != list(range(5))
+    whole = {record["item"]: record["item_hash"] for record in harness("choose").evaluate(model, context_of(tmp_path)).samples}
+    part = {record["item"]: record["item_hash"] for record in benchmark.evaluate(model, context_of(tmp_path)).samples}
+    assert part == {item: whole[item] for item in asked}
+
+
+def test_group_is_weighted_by_size_with_its_own_chance_and_version(harness: Make, tiny: Tiny, tmp_path: Path) -> None:
+    model = tiny("gpt2")
+    evaluation = harness("both", report_subtasks=True).evaluate(model, context_of(tmp_path))
+    found = {measurement.task: measurement for measurement in evaluation.measurements if measurement.metric == "acc"}
+    assert set(found) == {"both", "choose", "choose_few"}
+    assert (found["both"].n, found["choose"].n, found["choose_few"].n) == (15, 12, 3)
+    assert found["both"].value == pytest.approx((12 * found["choose"].value + 3 * found["choose_few"].value) / 15)
+    assert found["choose"].chance == pytest.approx((6 / 4 + 6 / 2) / 12)  # half the items have four choices, half two
+    assert found["choose_few"].chance == pytest.approx((2 / 4 + 1 / 2) / 3)
+    assert (found["both"].version, found["choose"].version) == ("2.0", "3.0")
+    assert found["both"].stderr is not None
+    assert {measurement.task for measurement in harness("both").evaluate(model, context_of(tmp_path)).measurements} == {"both"}
+
+
+def test_metrics_come_in_the_order_in_which_the_task_lists_them(harness: Make, tiny: Tiny, tmp_path: Path) -> None:
+    evaluation = harness("choose").evaluate(tiny("gpt2"), context_of(tmp_path))
+    assert [found.metric for found in evaluation.measurements] == ["acc_norm", "acc", "gold_probability"]
+
+
+def test_gold_probability_is_the_softmax_over_the_choices(harness: Make, tiny: Tiny, tmp_path: Path) -> None:
+    evaluation = harness("choose").evaluate(tiny("gpt2"), context_of(tmp_path))
+    items = [(torch.tensor(record["log_probs"], dtype=torch.float64), record["target"]) for record in evaluation.samples]
+    expected = fmean(log_probs.softmax(0)[target].item() for log_probs, target in items)
+    assert value_of(evaluation, "choose", "gold_probability") == pytest.approx(expected)
+
+
+def test_shots_are_those_asked_for_unless_the_task_fixes_zero(harness: Make) -> None:
+    tasks = harness("both", num_fewshot=1)._loaded["tasks"]
+    assert tasks["choose"].get_config("num_fewshot") == 1
+    assert tasks["choose_few"].get_config("num_fewshot") == 0
+
+
+def test_importing_the_benchmark_does_not_import_the_harness() -> None:
+    code = "import sys, editeval.benchmarks.lm_harness, editeval.benchmarks.quick; sys.exit('lm_eval' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_settings_change_with_data_tasks_and_limit_and_need_no_harness(harness: Make, data_root: Path, task_folder: Path) -> None:
+    seen = [harness("choose").settings(), harness("choose", limit=3).settings(), harness("both").settings()]
+    write_rows(data_root / "cities" / "few.jsonl", [question_row(99)])
+    seen.append(harness("choose").settings())
+    (task_folder / "choose.yaml").write_text((task_folder / "choose.yaml").read_text().replace("3.0", "4.0"))
+    seen.append(harness("choose").settings())
+    assert all(one != other for index, one in enumerate(seen) for other in seen[:index])
+    assert harness("choose").settings() == harness("choose").settings()
+
+
+def test_benchmark_fulfils_the_interface(harness: Make) -> None:
+    assert isinstance(harness("choose"), Benchmark)
+
+
+def test_unknown_task_is_named_with_the_nearest(harness: Make) -> None:
+    with pytest.raises(ConfigError, match=r"no task 'chose' .* did you mean choose"):
+        harness("chose").check()
+
+
+def test_missing_split_names_task_and_folder(harness: Make, data_root: Path) -> None:
+    (data_root / "cities" / "dev.jsonl").unlink()
+    with pytest.raises(DatasetError, match=r"task choose needs split 'dev', but .*cities holds few, test"):
+        harness("choose").check()
+
+
+def test_split_that_no_shot_needs_may_be_missing(harness: Make, data_root: Path, tiny: Tiny, tmp_path: Path) -> None:
+    (data_root / "cities" / "dev.jsonl").unlink()
+    benchmark = harness("choose", num_fewshot=0)
+    benchmark.check()
+    assert benchmark.evaluate(tiny("gpt2"), context_of(tmp_path)).measurements[0].n == 12
+
+
+def test_missing_folder_names_what_is_there(harness: Make) -> None:
+    with pytest.raises(DatasetError, match=r"no folder .*towns; .* has cities; set paths.data"):
+        harness("choose", data_folder="towns").check()
+
+
+def test_truncated_line_is_named(harness: Make, data_root: Path) -> None:
+    path = data_root / "cities" / "test.jsonl"
+    path.write_text(path.read_text()[:-20])
+    with pytest.raises(DatasetError, match=r"test.jsonl, line 12: not JSON"):
+        harness("choose").check()
+
+
+def test_missing_task_folder_and_data_folder_are_named(harness: Make) -> None:
+    with pytest.raises(ConfigError, match=r"no task folder /nowhere; set benchmark.small.task_folder"):
+        harness("choose", task_folder="/nowhere").check()
+    with pytest.raises(ConfigError, match=r"set benchmark.small.data_folder"):
+        harness("choose", data_folder=None).check()
+
+
+@pytest.mark.parametrize("changes", [{"limit": 0}, {"limit": 0.5}, {"num_fewshot": -1}, {"tasks": ()}])
+def test_settings_that_cannot_work_are_refused_at_once(harness: Make, changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"benchmark\.small\."):
+        harness("choose", **changes)
+
+
+def test_data_set_that_neither_hub_nor_disk_has_is_one_sentence(harness: Make) -> None:
+    with pytest.raises(DatasetError, match=r"benchmark small: cannot fetch its data .* set paths.data"):
+        harness("choose", data=None).check()
+
+
+def test_sampling_tasks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="only greedy generation"):
+        generation_settings({"do_sample": True, "until": ["\n"]})
+
+
+def test_generation_settings_read_every_name_of_the_bound() -> None:
+    assert generation_settings({"until": "\n\n"}) == (256, ("\n\n",))
+    assert generation_settings({"until": ["a", ""], "max_tokens": 3, "temperature": 0.0}) == (3, ("a",))
+
+
+@pytest.mark.shared
+def test_stock_mmlu_runs_on_local_rows_without_the_hub(shared_data: Path, tiny: Tiny, tmp_path: Path) -> None:
+    benchmark = HarnessBenchmark(
+        name="mmlu",
+        tasks=["mmlu"],
+        protocol="likelihood",
+        task_folder=None,
+        stock_folder="mmlu/default",
+        data=str(shared_data),
+        data_folder="mmlu",
+        limit=1,
+        num_fewshot=5,
+        report_subtasks=False,
+        seed=0,
+    )
+    benchmark.check()
+    evaluation = benchmark.evaluate(tiny("gpt2"), context_of(tmp_path))
+    accuracy = evaluation.measurements[0]
+    assert (accuracy.task, accuracy.metric, accuracy.n, accuracy.chance) == ("mmlu", "acc", 57, 0.25)
+    prompt = benchmark._loaded["tasks"]["mmlu_anatomy"].instances[0].args[0]
+    assert prompt.count("\nAnswer:") == 6  # five shots and the question
+    assert {measurement.task for measurement in evaluation.measurements} == {"mmlu"}
+    assert len({record["task"] for record in evaluation.samples}) == 57
+
+
+def test_rows_of_the_small_tasks_differ() -> None:
+    assert len({str(question_row(index)) for index in range(len(CITIES))}) == len(CITIES)
