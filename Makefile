@@ -19,7 +19,7 @@ demo: $(VENV)/installed ## install, then run the main job: edit a real model wit
 	$(BIN)/python launch.py
 
 test: check ## install, then lint, types, import rules and tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadgroup
 
 check: $(VENV)/installed ## lint, formatting, types and import rules alone
 	$(BIN)/ruff check .

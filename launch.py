@@ -6,6 +6,7 @@ Only hydra is imported at the top, so that `--help` and `--cfg job` answer at on
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -17,10 +18,12 @@ from omegaconf import DictConfig
 def main(config: DictConfig) -> None:
     """Run one trajectory: compose, check, edit, measure, report."""
     from editeval.experiment import run
+    from editeval.sweep.watch import watching
     from editeval.types import EditevalError
 
     try:
-        run(config)
+        with watching(Path(config.paths.runs), HydraConfig.get().overrides.task) as watch:
+            run(config, watch)
     except EditevalError as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise  # the other jobs of the sweep still run; hydra reports this one at the end

@@ -1,4 +1,4 @@
-"""`python -m editeval status | report | verify | export`: look at runs on disk, without editing anything."""
+"""`python -m editeval status | retry | sync | report | verify | export | bisect | diff`: what is on disk, and what is left to do."""
 
 from __future__ import annotations
 
@@ -25,9 +25,38 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m editeval", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    status = commands.add_parser("status", help="list the runs of a folder and how far each is")
+    status = commands.add_parser("status", help="list the sweeps and runs of a folder and how far each is")
     status.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of runs (default: runs)")
+    status.add_argument("--sweep", default=None, help="name of a sweep (default: all, and runs of none)")
+    status.add_argument("--all", action="store_true", help="a line for every job, also where there are many and they are done")
+    status.add_argument("--no-queue", action="store_true", help="do not ask Slurm")
     status.set_defaults(command=_status)
+
+    retry = commands.add_parser("retry", help="start the failed and missing jobs of a sweep again")
+    retry.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of runs (default: runs)")
+    retry.add_argument("--sweep", default=None, help="name of a sweep (default: the newest)")
+    retry.add_argument("--no-queue", action="store_true", help="do not ask Slurm")
+    retry.add_argument("more", nargs="*", default=[], help="overrides to add, such as hydra.launcher.timeout_min=600")
+    retry.set_defaults(command=_retry)
+
+    sync = commands.add_parser("sync", help="bring Weights & Biases up to what is on disk, each row exactly once")
+    sync.add_argument("runs", type=Path, help="folder of a run, or a folder of runs")
+    sync.add_argument("--project", default=None, help="W&B project (default: the run's logger.wandb.project)")
+    sync.add_argument("--entity", default=None, help="W&B entity (default: the run's logger.wandb.entity)")
+    sync.set_defaults(command=_sync)
+
+    bisect = commands.add_parser("bisect", help="name the edit that broke a run's model")
+    bisect.add_argument("run", type=Path, help="folder of a run")
+    bisect.add_argument(
+        "--max-norm-ratio", type=float, default=None, help="broken: an edited weight's norm is beyond this times the unedited"
+    )
+    bisect.add_argument("--max-canary-ratio", type=float, default=None, help="broken: plain sentences are beyond this times the perplexity")
+    bisect.set_defaults(command=_bisect)
+
+    diff = commands.add_parser("diff", help="say where two runs differ: settings, edits, scores")
+    diff.add_argument("a", type=Path, help="folder of a run")
+    diff.add_argument("b", type=Path, help="folder of another run")
+    diff.set_defaults(command=_diff)
 
     report = commands.add_parser("report", help="write the figures and the page of one run, or of every run of a folder")
     report.add_argument("run", type=Path, help="folder of a run, or a folder of runs")
@@ -56,31 +85,46 @@ def _runs(folder: Path) -> list[Path]:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from rich.console import Console
-    from rich.table import Table
+    from editeval.sweep.show import show_status
 
-    from editeval.edits.journal import EditJournal
-    from editeval.runner.results import ScoreStore, read_manifest
-
-    table = Table(title=f"Runs in {options.runs}")
-    for column in ("run", "edits", "rungs measured", "scores", "state"):
-        table.add_column(column, overflow="fold")
-    for folder in _runs(options.runs):
-        manifest = read_manifest(folder)
-        with EditJournal.open(folder / "journal", genesis=manifest["edit_key"]) as journal:
-            digests = {0: manifest["model_fingerprint"], **{step: journal.digest_at(step) for step in range(1, len(journal) + 1)}}
-        scores = ScoreStore(folder).scores(digests)
-        measured = sorted({score.num_edits for score in scores})
-        wanted = _wanted_rungs(manifest["config"]["num_edits"])
-        missing = [rung for rung in wanted if rung not in measured]
-        state = "done" if not missing else f"missing rungs {', '.join(map(str, missing))}"
-        table.add_row(folder.name, str(len(digests) - 1), ", ".join(map(str, measured)), str(len(scores)), state)
-    Console().print(table)
+    show_status(options.runs, sweep=options.sweep, everything=options.all, use_queue=not options.no_queue)
     return 0
 
 
-def _wanted_rungs(num_edits: int | list[int]) -> list[int]:
-    return sorted({0, *(num_edits if isinstance(num_edits, list) else [num_edits])})
+def _retry(options: argparse.Namespace) -> int:
+    from editeval.sweep.show import retry
+
+    return retry(options.runs, sweep=options.sweep, more=options.more, use_queue=not options.no_queue)
+
+
+def _sync(options: argparse.Namespace) -> int:
+    from editeval.sweep.sync import sync_run
+
+    settings = {name: value for name in ("project", "entity") if (value := getattr(options, name)) is not None}
+    failed = 0
+    for folder in _runs(options.runs):
+        try:
+            print(f"{folder.name}: {sync_run(folder, **settings)} rows sent")  # noqa: T201
+        except EditevalError as error:
+            failed += 1
+            print(f"{folder.name}: {error}", file=sys.stderr)  # noqa: T201
+    return 1 if failed else 0
+
+
+def _bisect(options: argparse.Namespace) -> int:
+    from editeval.sweep.bisect import find_breaking_edit
+
+    found = find_breaking_edit(options.run, max_norm_ratio=options.max_norm_ratio, max_canary_ratio=options.max_canary_ratio)
+    print(found.sentence())  # noqa: T201
+    return 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from editeval.sweep.diff import compare
+
+    lines = compare(options.a, options.b)
+    print("\n".join(lines) if lines else "no difference in settings, edits and scores")  # noqa: T201
+    return 1 if lines else 0
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from editeval.datasets.selection import known_requests, order
+from editeval.datasets.selection import known, known_requests, order
 from editeval.edits.journal import EditJournal
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
@@ -37,7 +37,6 @@ from editeval.types import ConfigError, EditRequest, Progress, Score, SilentProg
 log = logging.getLogger(__name__)
 
 EDIT_SETTINGS_VERSION = 1  # raised when the same settings give other edits than before; makes every earlier edit key a different one
-KNOWN_MAX_NEW_TOKENS = 8  # the longest answer of the built-in facts has seven
 
 Kind = TypeVar("Kind")
 
@@ -107,6 +106,12 @@ def assemble(config: DictConfig) -> Experiment:
     if not experiment.benchmarks:
         raise ConfigError("benchmark is empty, so nothing would be measured; choose some, such as benchmark=[edit-quality,quick]")
     experiment.method.check(experiment.source.describe())
+    most = experiment.method.max_batch_size
+    if most is not None and experiment.batch_size > most:
+        raise ConfigError(
+            f"method {resolved['method']['name']} writes at most {most} fact(s) an edit, got batch_size={experiment.batch_size}; "
+            "lower batch_size, or choose a method that writes batches, such as method=memit"
+        )
     experiment.dataset.check()
     for benchmark in experiment.benchmarks.values():
         benchmark.check()
@@ -115,6 +120,11 @@ def assemble(config: DictConfig) -> Experiment:
 
 def execute(experiment: Experiment) -> RunResult:
     """Edit and measure; everything found on disk is taken from there."""
+    with _quiet("transformers"):
+        return _execute(experiment)
+
+
+def _execute(experiment: Experiment) -> RunResult:
     progress = next((callback for callback in experiment.callbacks if isinstance(callback, Progress)), SilentProgress())
     load_model = remember(lambda: EditedModel(experiment.source.load(), batch_tokens=experiment.batch_tokens))
     fingerprint = experiment.source.fingerprint()
@@ -225,14 +235,13 @@ def select(experiment: Experiment, fingerprint: str, load_model: Callable[[], Ed
     def ask() -> list[str]:
         model = load_model()
 
-        def complete(prompts: Sequence[str]) -> list[str]:
-            return model.generate(prompts, max_new_tokens=KNOWN_MAX_NEW_TOKENS, stop=("\n",))
+        def says(prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
+            return [score.is_greedy for score in model.score(prompts, [f" {answer}" for answer in answers])]
 
-        return [request.request_id for request in known_requests(rows, complete)]
+        return [request.request_id for request in known_requests(rows, says)]
 
-    key = content_key({"model": fingerprint, "rows": sorted(request.source_hash for request in rows), "tokens": KNOWN_MAX_NEW_TOKENS})
-    known = set(experiment.cache.json("known", key, ask))
-    kept = tuple(request for request in rows if request.request_id in known)
+    key = content_key({"model": fingerprint, "rows": sorted(request.source_hash for request in rows)})
+    kept = known(rows, experiment.cache.json("known", key, ask))
     progress.message(f"{name}: the unedited model completes {len(kept)} of {len(rows)} facts correctly; these are edited")
     _require_rows(name, len(kept), needed, "facts that the model knows (dataset.known_only=false edits the others too)")
     return kept
@@ -317,6 +326,18 @@ def _git_state() -> Mapping[str, Any] | None:
         return {"commit": git("rev-parse", "HEAD"), "changed_files": len(git("status", "--porcelain").splitlines())}
     except (OSError, subprocess.SubprocessError):
         return None  # an installed copy, or no git: the package versions still say what ran
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keep a library's advice to programmers (not its errors) off the console."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager

@@ -52,6 +52,11 @@ class Editor(Protocol):
 class EditMethod(Protocol):
     """An editing method: its published settings as fields, and how to get ready."""
 
+    @property
+    def max_batch_size(self) -> int | None:
+        """How many facts one edit can write; None for any number."""
+        ...
+
     def settings(self) -> Mapping[str, Any]:
         """Return everything that the edits depend on beside model and requests (JSON-able; files and corpora as content hashes)."""
         ...
@@ -130,6 +135,7 @@ class RunState:
     num_edits: int
     state_digest: str
     config: Mapping[str, Any]
+    stopped: str | None = None  # why the trajectory ended before its last rung
 
 
 @dataclass(frozen=True, kw_only=True)

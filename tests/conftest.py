@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = REPOSITORY.parent / "shared"
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share the cores by process; set before torch is imported
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may need the network; set before transformers is imported
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -59,8 +59,16 @@ def test_every_tuned_pair_names_settings_that_the_method_has(compose_config: Cal
     tuned = OmegaConf.load(CONF / "tuned" / f"{pair}.yaml")
     assert isinstance(tuned, DictConfig)
     for key, value in tuned.items():
+        if key == "defaults":
+            continue  # of a method that follows another: the settings of that one
         assert config.method[key] == value, f"{pair}: {key} does not arrive in the composed config"
     build(config.method, "method", EditMethod)
+
+
+def test_the_random_control_follows_the_tuned_settings_of_its_method(compose_config: Callable[..., DictConfig]) -> None:
+    control, followed = compose_config("method=random", "model=smollm2-135m"), compose_config("method=memit", "model=smollm2-135m")
+    assert control.method.of == followed.method
+    assert compose_config("method=random", "model=tiny-gpt2").method.of != followed.method
 
 
 @pytest.mark.parametrize("ladder", names("ladder"))

@@ -12,16 +12,22 @@ import time
 from pathlib import Path
 
 import pytest
-from editeval.edits.journal import EditJournal
 
+from editeval.edits.journal import EditJournal
 from editeval.files import read_jsonl
 from tests.conftest import REPOSITORY
 
-TINY = ("debug=tiny", "benchmark=[edit-quality,quick]", "benchmark.quick.limit=8")
+pytestmark = pytest.mark.xdist_group("launch")  # they share one finished run
+
+TINY = ("debug=tiny",)
 
 
 def command(runs: Path, cache: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "launch.py", *TINY, f"paths.runs={runs}", f"paths.cache={cache}", *arguments]
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    if not any(argument.startswith("benchmark=") for argument in overrides):
+        overrides.append("benchmark.quick.limit=8")
+    return [sys.executable, "launch.py", *flags, *TINY, f"paths.runs={runs}", f"paths.cache={cache}", *overrides]
 
 
 def launch(runs: Path, cache: Path, *arguments: str, status: int = 0) -> str:
@@ -30,8 +36,12 @@ def launch(runs: Path, cache: Path, *arguments: str, status: int = 0) -> str:
     return done.stdout + done.stderr
 
 
+def runs_in(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/manifest.json"))
+
+
 def run_folder(runs: Path) -> Path:
-    (folder,) = (path.parent for path in runs.glob("*/manifest.json"))
+    (folder,) = runs_in(runs)
     return folder
 
 
@@ -102,7 +112,7 @@ def test_jobs_of_one_process_do_not_leak_into_each_other(cache_dir: Path, tmp_pa
     launch(tmp_path / "together", cache_dir, "-m", "seed=1,2", "num_edits=1", "benchmark=[edit-quality]")
     for seed in (1, 2):
         launch(tmp_path / "alone", cache_dir, f"seed={seed}", "num_edits=1", "benchmark=[edit-quality]")
-    heads = {place: {path.name: journal_of(path).head for path in (tmp_path / place).iterdir()} for place in ("together", "alone")}
+    heads = {place: {path.name: journal_of(path).head for path in runs_in(tmp_path / place)} for place in ("together", "alone")}
     assert heads["together"] == heads["alone"]
     assert len(heads["alone"]) == 2
 
@@ -165,6 +175,7 @@ def test_a_damaged_journal_is_refused_by_name(finished: tuple[Path, str], cache_
         (("num_edits=-1",), "num_edits"),
         (("num_edits=100000",), "num_edits"),
         (("batch_size=0",), "batch_size"),
+        (("batch_size=3",), "writes at most 1 fact"),
         (("dataset=counterfact", "paths.data=/nowhere"), "/nowhere"),
         (("model=pretrained", "model.name_or_path=/no/such/model"), "/no/such/model"),
     ],

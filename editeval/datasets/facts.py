@@ -210,11 +210,12 @@ def _rows(path: Path) -> Iterator[Row | RowNote]:
         except RowError as error:
             yield RowNote(file=path.name, number=number, reason=str(error))
             continue
-        earlier = seen.setdefault(normalize_answer(subject), row["id"])
-        if earlier != row["id"]:
+        earlier = seen.get(normalize_answer(subject))
+        if earlier is not None:
             yield RowNote(file=path.name, number=number, reason=f"{row['id']}: the subject occurs already in {earlier}")
-        else:
-            yield Row(fields=row, file=path.name, number=number)
+            continue
+        seen[normalize_answer(subject)] = row["id"]
+        yield Row(fields=row, file=path.name, number=number)
 
 
 def _request(row: Row) -> EditRequest:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 
-from editeval.datasets.text import starts_with_answer
 from editeval.types import DatasetError, EditRequest, seed_for
 
 
@@ -23,14 +22,16 @@ def known(requests: Sequence[EditRequest], keep: Collection[str]) -> tuple[EditR
     return tuple(request for request in requests if request.request_id in ids)
 
 
-def known_requests(requests: Sequence[EditRequest], complete: Callable[[Sequence[str]], list[str]]) -> tuple[EditRequest, ...]:
-    """Return the requests whose true target begins the model's own completion of the prompt, in their order.
+def known_requests(
+    requests: Sequence[EditRequest], says: Callable[[Sequence[str], Sequence[str]], Sequence[bool]]
+) -> tuple[EditRequest, ...]:
+    """Return the requests whose true target is what the model itself says after the prompt, in their order.
 
-    `complete` continues prompts greedily, one text for each, in order; it is called once with all of them. Facts without a true
-    target are left out, for nothing says that the model knows them.
+    `says(prompts, answers)` tells of each pair whether greedy decoding from the prompt writes the answer; it is called once with
+    all of them. Facts without a true target are left out, for nothing says that the model knows them.
 
     Raises:
-        DatasetError: no request has a true target, or `complete` returned another number of texts.
+        DatasetError: no request has a true target, or `says` returned another number of verdicts.
     """
     candidates = [(request, request.target_true) for request in requests if request.target_true is not None]
     if not candidates:
@@ -38,11 +39,7 @@ def known_requests(requests: Sequence[EditRequest], complete: Callable[[Sequence
             f"none of the {len(requests)} facts has a true target, so it cannot be asked which of them the model knows; "
             "set dataset.known_only=false"
         )
-    completions = complete([request.full_prompt for request, _ in candidates])
-    if len(completions) != len(candidates):
-        raise DatasetError(f"{len(candidates)} prompts were given to the model, and {len(completions)} completions came back; one for each")
-    return tuple(
-        request
-        for (request, target_true), completion in zip(candidates, completions, strict=True)
-        if starts_with_answer(completion, target_true)
-    )
+    verdicts = says([request.full_prompt for request, _ in candidates], [answer for _, answer in candidates])
+    if len(verdicts) != len(candidates):
+        raise DatasetError(f"the model was asked about {len(candidates)} facts, and {len(verdicts)} verdicts came back; one for each")
+    return tuple(request for (request, _), verdict in zip(candidates, verdicts, strict=True) if verdict)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -21,7 +22,7 @@ from editeval.files import append_jsonl
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Callback, EditEvent, RunState
 from editeval.runner.progress import seconds_text
-from editeval.runner.results import TIMINGS_FILE, append_edit, read_edits
+from editeval.runner.results import TIMINGS_FILE, append_edit, read_edits, write_collapse
 from editeval.types import EditRequest, Score
 
 CANARY_TEXTS = (
@@ -42,20 +43,22 @@ def weight_norm_ratio(model: EditedModel) -> float:
 
 @dataclass(kw_only=True)
 class Watchdog(Callback):
-    """Stops a trajectory whose weights are broken.
+    """Notices when a model collapses: writes it down, and ends the trajectory there.
 
-    Non-finite weights always stop it: nothing can be measured any more. The limits are off (None) by default, because how
+    Non-finite weights always end it: nothing can be measured any more. The limits are off (None) by default, because how
     a model degrades is what is measured: `max_norm_ratio` bounds ||W|| / ||W_base|| of every edited matrix,
-    `max_canary_ratio` the perplexity of a few plain sentences relative to the unedited model's. Looks at every `every`-th
-    edit and at every rung.
+    `max_canary_ratio` the perplexity of a few plain sentences relative to the unedited model's. Beyond a limit
+    `on_collapse=skip` edits and measures no further, `continue` goes on; either way `collapse.json` names the edit. Looks at
+    every `every`-th edit and at every rung.
 
     Raises:
-        ValueError: `every` below 1, or a limit that the unedited model would break.
+        ValueError: `every` below 1, a limit that the unedited model would break, or an unknown `on_collapse`.
     """
 
     every: int = 1
     max_norm_ratio: float | None = None
     max_canary_ratio: float | None = None
+    on_collapse: Literal["skip", "continue"] = "skip"
     _base_canary: float | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -65,6 +68,8 @@ class Watchdog(Callback):
             limit = getattr(self, name)
             if limit is not None and not limit > 1:
                 raise ValueError(f"{name}={limit} must be above 1, the unedited model's own ratio; or null for no limit")
+        if self.on_collapse not in ("skip", "continue"):
+            raise ValueError(f"on_collapse={self.on_collapse!r} is not one of skip, continue")
 
     def on_run_start(self, state: RunState) -> None:
         """Forget the model of the run before."""
@@ -74,18 +79,25 @@ class Watchdog(Callback):
         """Return what is broken, or None."""
         if event.num_edits % self.every and event.num_edits not in state.rungs:
             return None
+        what = self.what_is_broken(model)
+        if what is None:
+            return None
+        reason = f"edit {event.step} {what}"
+        write_collapse(state.run_dir, step=event.step, digest=event.digest, request_ids=event.request_ids, reason=reason)
+        return reason if self.on_collapse == "skip" or not _finite(model) else None
+
+    def what_is_broken(self, model: EditedModel) -> str | None:
+        """Return what is wrong with the model as it is, as the end of a sentence about the edit that did it, or None."""
         broken = [name for name in model.edited_parameters if not bool(torch.isfinite(model.weight(name)).all())]
         if broken:
-            return f"edit {event.step} left non-finite weights in {', '.join(broken)}"
+            return f"left non-finite weights in {', '.join(broken)}"
         if self.max_norm_ratio is not None:
             ratio = weight_norm_ratio(model)
             if not ratio <= self.max_norm_ratio:
-                return (
-                    f"edit {event.step} brought a norm to {ratio:.3g} times the unedited weight's (max_norm_ratio={self.max_norm_ratio:g})"
-                )
-        return None if self.max_canary_ratio is None else self._canary(event, model, self.max_canary_ratio)
+                return f"brought a norm to {ratio:.3g} times the unedited weight's (max_norm_ratio={self.max_norm_ratio:g})"
+        return None if self.max_canary_ratio is None else self._canary(model, self.max_canary_ratio)
 
-    def _canary(self, event: EditEvent, model: EditedModel, limit: float) -> str | None:
+    def _canary(self, model: EditedModel, limit: float) -> str | None:
         if self._base_canary is None:
             with model.unedited():
                 self._base_canary = _canary_log_perplexity(model)
@@ -93,7 +105,11 @@ class Watchdog(Callback):
         if log_ratio <= math.log(limit):
             return None
         ratio = math.exp(log_ratio) if log_ratio < 700 else math.inf
-        return f"edit {event.step} brought plain sentences to {ratio:.3g} times the unedited perplexity (max_canary_ratio={limit:g})"
+        return f"brought plain sentences to {ratio:.3g} times the unedited perplexity (max_canary_ratio={limit:g})"
+
+
+def _finite(model: EditedModel) -> bool:
+    return all(bool(torch.isfinite(model.weight(name)).all()) for name in model.edited_parameters)
 
 
 def _canary_log_perplexity(model: EditedModel) -> float:

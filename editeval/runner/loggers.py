@@ -7,7 +7,7 @@ import io
 import logging
 import netrc
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -18,9 +18,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from editeval.files import append_jsonl, read_jsonl, write_atomic
+from editeval.files import write_atomic
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Callback, EditEvent, RunState
+from editeval.runner.mirrored import Ledger, TrackedRow, cell_row, edit_row, rows_on_disk
 from editeval.runner.table import ScoreTable, headline, score_table
 from editeval.types import Score
 
@@ -133,8 +134,8 @@ class WandbMirror(Callback):
 
     One W&B run a trajectory: its id is the start of the edit key, its x-axis `num_edits`. `mode=auto` goes online where an
     account is configured (WANDB_API_KEY or .netrc) and offline elsewhere; WANDB_MODE, where set, decides. Without an answer
-    from the server within `init_timeout_seconds` the run goes offline. What was mirrored is noted beside the W&B files, so a
-    resumed run adds only what is new, and a finished one starts no W&B run at all.
+    from the server within `init_timeout_seconds` the run goes offline. What is mirrored is noted beside the W&B files, so a
+    resumed run adds only what is new, and a finished one starts no W&B run at all; `replay` sends what the server lacks.
     """
 
     project: str = "editeval"
@@ -147,7 +148,7 @@ class WandbMirror(Callback):
     finish_timeout_seconds: float = 10.0
     log_edits: bool = True
     _logger: WandbLogger | None = field(default=None, init=False, repr=False)
-    _mirrored: set[str] = field(default_factory=set, init=False, repr=False)
+    _ledger: Ledger | None = field(default=None, init=False, repr=False)
     _broken: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -159,22 +160,18 @@ class WandbMirror(Callback):
     def on_run_start(self, state: RunState) -> None:
         """Read what earlier launches mirrored; W&B itself starts with the first new number."""
         self._logger, self._broken = None, self._mode() == "disabled"
-        rows, _ = read_jsonl(self._ledger(state))
-        self._mirrored = {str(row["mirrored"]) for row in rows}
+        self._ledger = Ledger(state.run_dir)
 
     def on_edit_end(self, state: RunState, event: EditEvent, model: EditedModel) -> str | None:
         """Mirror the edit's diagnostics, seconds and digest."""
         if self.log_edits and not event.replayed:
-            numbers = {f"edit/{name}": float(value) for name, value in event.diagnostics.items()}
-            self._mirror(state, f"edit {event.step} {event.digest}", event.num_edits, {**numbers, "edit/seconds": event.seconds})
+            self._mirror(state, edit_row(asdict(event)))
         return None
 
     def on_evaluation_end(self, state: RunState, benchmark: str, scores: Sequence[Score]) -> None:
         """Mirror a benchmark's numbers, one key each."""
         if scores:
-            first = scores[0]
-            name = f"cell {first.num_edits} {benchmark} {first.benchmark_key} {first.state_digest}"
-            self._mirror(state, name, first.num_edits, {score.name: score.value for score in scores})
+            self._mirror(state, cell_row(scores))
 
     def on_exception(self, state: RunState, error: BaseException) -> None:
         """Close the W&B run as failed."""
@@ -186,27 +183,54 @@ class WandbMirror(Callback):
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _mirror(self, state: RunState, name: str, num_edits: int, numbers: Mapping[str, float]) -> None:
-        if self._broken or name in self._mirrored:
+    def _mirror(self, state: RunState, row: TrackedRow) -> None:
+        ledger = self._ledger
+        if self._broken or ledger is None or row.name in ledger:
             return
         with self._guarded(state):
             if self._logger is None:
-                self._logger = self._start(state)
-            self._logger.log_metrics({"num_edits": num_edits, **numbers})
-            self._mirrored.add(name)
-            append_jsonl(self._ledger(state), [{"mirrored": name}])
+                self._logger, online = self._start(state)
+                if online:
+                    self._send_missing(state, self._logger, ledger)
+            ledger.add([row.name])  # its place is fixed before it is sent: a kill in between is mended by `_send_missing`
+            self._logger.log_metrics(row.numbers)
 
-    def _start(self, state: RunState) -> WandbLogger:
-        """Open the W&B run: online if that works, else offline."""
+    def replay(self, state: RunState) -> int:
+        """Send the server every row of a run on disk that it lacks, and return how many these were.
+
+        Raises:
+            Exception: whatever W&B raises where the server cannot be reached; nothing is marked as sent.
+        """
+        ledger = Ledger(state.run_dir)
+        ledger.add(rows_on_disk(state.run_dir))
+        with _wandb_within(state.run_dir):
+            logger = self._open(state, offline=False)
+            try:
+                return self._send_missing(state, logger, ledger)
+            finally:
+                logger.experiment.finish(exit_code=0)
+
+    @staticmethod
+    def _send_missing(state: RunState, logger: WandbLogger, ledger: Ledger) -> int:
+        """Send the rows whose steps the server does not have yet."""
+        missing = ledger.names[logger.experiment.starting_step :]
+        found = rows_on_disk(state.run_dir) if missing else {}
+        for name in missing:
+            # a row that no longer stands (its edits were superseded) keeps its place, without numbers
+            logger.log_metrics(found[name].numbers if name in found else {"superseded": 1.0})
+        return len(missing)
+
+    def _start(self, state: RunState) -> tuple[WandbLogger, bool]:
+        """Open the W&B run, online if that works, else offline; return it and whether it is online."""
         if self._mode() == "online":
             try:
-                return self._open(state, offline=False)
+                return self._open(state, offline=False), True
             except Exception as error:  # noqa: BLE001 - W&B raises many kinds, and any of them means: no server
                 _notice(f"W&B cannot be reached ({_one_line(error)}); logging offline")
                 _release_run_ids()
         else:
             _notice(f"W&B logs offline to {state.run_dir}/wandb (no account in use; `wandb sync` uploads it later)")
-        return self._open(state, offline=True)
+        return self._open(state, offline=True), False
 
     def _open(self, state: RunState, *, offline: bool) -> WandbLogger:
         import wandb  # about a second, and lightning several: only a run that mirrors pays
@@ -244,21 +268,12 @@ class WandbMirror(Callback):
     @contextmanager
     def _guarded(self, state: RunState | None) -> Iterator[None]:
         """Turn any failure of the mirror into one warning and stop mirroring; keep its files and settings inside the run."""
-        before = {name: os.environ.get(name) for name in ("WANDB_DATA_DIR", "WANDB_SILENT")}
-        os.environ["WANDB_SILENT"] = "true"
-        if state is not None:
-            os.environ["WANDB_DATA_DIR"] = str(Path(state.run_dir) / "wandb" / "data")
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the measurements go on
-            self._broken = True
-            _notice(f"W&B mirror stopped ({_one_line(error)}); the scores are complete in scores.jsonl")
-        finally:
-            for name, value in before.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+        with _wandb_within(None if state is None else state.run_dir):
+            try:
+                yield
+            except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the measurements go on
+                self._broken = True
+                _notice(f"W&B mirror stopped ({_one_line(error)}); the scores are complete in scores.jsonl")
 
     def _mode(self) -> Literal["online", "offline", "disabled"]:
         asked = os.environ.get("WANDB_MODE") or self.mode
@@ -268,9 +283,22 @@ class WandbMirror(Callback):
             return "offline"
         return "online" if has_wandb_account() else "offline"
 
-    @staticmethod
-    def _ledger(state: RunState) -> Path:
-        return Path(state.run_dir) / "wandb" / "mirrored.jsonl"
+
+@contextmanager
+def _wandb_within(run_dir: str | None) -> Iterator[None]:
+    """Keep W&B quiet and its staging files inside the run; afterwards the environment is as it was."""
+    before = {name: os.environ.get(name) for name in ("WANDB_DATA_DIR", "WANDB_SILENT")}
+    os.environ["WANDB_SILENT"] = "true"
+    if run_dir is not None:
+        os.environ["WANDB_DATA_DIR"] = str(Path(run_dir) / "wandb" / "data")
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def has_wandb_account() -> bool:

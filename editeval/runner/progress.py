@@ -91,11 +91,13 @@ class RichProgress(Callback):
     def on_evaluation_end(self, state: RunState, benchmark: str, scores: Sequence[Score]) -> None:
         """Say the first few numbers."""
         table = brief(headline(score_table(scores)))
-        several = len({column.task for column in table.columns}) > 1
-        told = [
-            f"{column.task if several else column.metric} {format_number(table.value(state.num_edits, column))} ({column.protocol})"
-            for column in table.columns[:SHOWN_SCORES]
-        ]
+        first_of_task = {column.task: column for column in reversed(table.columns)}
+        several = len(first_of_task) > 1
+        shown = [column for column in table.columns if not several or column is first_of_task[column.task]]
+        told = []
+        for column in shown[:SHOWN_SCORES]:
+            name = f"{column.task} {column.metric}" if several else column.metric
+            told.append(f"{name} {format_number(table.value(state.num_edits, column))} ({column.protocol})")
         elapsed = seconds_text(self.clock() - self._evaluation_started)
         self.message(f"{benchmark}, {rung_label(state.num_edits)} ({elapsed}): {', '.join(told)}".replace("_", " "))
 

@@ -23,6 +23,7 @@ SCORES_FILE = "scores.jsonl"
 MANIFEST_FILE = "manifest.json"
 EDITS_FILE = "edits.jsonl"
 TIMINGS_FILE = "timings.jsonl"
+COLLAPSE_FILE = "collapse.json"
 
 _SCORE_FIELDS = tuple(field.name for field in fields(Score))
 _FLOAT_FIELDS = ("value", "stderr", "chance", "seconds")
@@ -245,6 +246,20 @@ def read_edits(run_dir: Path | str) -> tuple[dict[str, Any], ...]:
 def append_edit(run_dir: Path | str, row: Mapping[str, Any]) -> None:
     """Append one row to the edit log."""
     append_jsonl(Path(run_dir) / EDITS_FILE, [_tag_floats(dict(row))])
+
+
+def write_collapse(run_dir: Path | str, *, step: int, digest: str, request_ids: Sequence[str], reason: str) -> None:
+    """Note the edit that broke the model, unless an earlier one is noted (`digest` is the state after it)."""
+    before = read_collapse(run_dir)
+    if before is None or int(before["step"]) >= step:
+        row = {"step": step, "digest": digest, "request_ids": list(request_ids), "reason": reason}
+        write_atomic(Path(run_dir) / COLLAPSE_FILE, json.dumps(row))
+
+
+def read_collapse(run_dir: Path | str) -> dict[str, Any] | None:
+    """Return the note of the edit that broke the model, or None."""
+    path = Path(run_dir) / COLLAPSE_FILE
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def read_timings(run_dir: Path | str) -> dict[str, float]:

@@ -107,13 +107,20 @@ def score_table(scores: Sequence[Score]) -> ScoreTable:
 
 
 def headline(table: ScoreTable) -> ScoreTable:
-    """Return the table without the parts of a benchmark of many tasks, where it also has their mean under its own name."""
+    """Return the table with what people look at: of a benchmark of several tasks the first metric of each task and protocol.
+
+    The parts of a benchmark of many tasks are left out where it also has their mean under its own name.
+    """
     tasks: dict[str, set[str]] = {}
+    first: dict[tuple[str, str, str], Column] = {}
     for column in table.columns:
         tasks.setdefault(column.benchmark_label, set()).add(column.task)
+        first.setdefault((column.benchmark_label, column.task, column.protocol), column)
 
     def shown(column: Column) -> bool:
         all_tasks = tasks[column.benchmark_label]
+        if len(all_tasks) > 1 and column is not first[column.benchmark_label, column.task, column.protocol]:
+            return False
         return len(all_tasks) <= MANY_TASKS or column.benchmark not in all_tasks or column.task == column.benchmark
 
     return table.only(column for column in table.columns if shown(column))

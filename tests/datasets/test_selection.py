@@ -50,22 +50,22 @@ def test_the_order_of_a_seed_never_changes() -> None:
     assert ids(order([fact(f"f{number}") for number in range(6)], 0)) == ["f1", "f4", "f3", "f0", "f2", "f5"]
 
 
-def test_known_keeps_the_facts_whose_true_target_begins_the_completion() -> None:
+def test_known_keeps_the_facts_whose_true_target_the_model_says() -> None:
     rows = [fact("a"), fact("b"), fact("c"), fact("d", target_true=None), fact("e", target_true="New York")]
-    completions = {"a": " paris, of course", "b": " Parisian land", "c": " Rome", "e": "\nNEW  YORK."}
 
-    def complete(prompts: Sequence[str]) -> list[str]:
+    def says(prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
         assert list(prompts) == ["Tower a lies in", "Tower b lies in", "Tower c lies in", "Tower e lies in"]
-        return [completions[prompt.split()[1]] for prompt in prompts]
+        assert answers[-1] == "New York"
+        return [True, False, False, True]
 
-    assert ids(known_requests(rows, complete)) == ["a", "e"]
+    assert ids(known_requests(rows, says)) == ["a", "e"]
 
 
 def test_a_data_set_without_true_targets_cannot_be_filtered_by_what_is_known() -> None:
     with pytest.raises(DatasetError, match=r"none of the 1 facts has a true target.*known_only=false"):
-        known_requests([fact("a", target_true=None)], lambda prompts: [])
+        known_requests([fact("a", target_true=None)], lambda prompts, answers: [])
 
 
-def test_a_completion_that_is_missing_is_an_error_not_an_unknown_fact() -> None:
-    with pytest.raises(DatasetError, match="2 prompts were given to the model, and 1 completions came back"):
-        known_requests([fact("a"), fact("b")], lambda prompts: ["Paris"])
+def test_a_verdict_that_is_missing_is_an_error_not_an_unknown_fact() -> None:
+    with pytest.raises(DatasetError, match="asked about 2 facts, and 1 verdicts came back"):
+        known_requests([fact("a"), fact("b")], lambda prompts, answers: [True])

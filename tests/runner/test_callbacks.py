@@ -18,7 +18,7 @@ from editeval.inference.edited import ContinuationScore, EditedModel
 from editeval.interfaces import EditEvent, RunState
 from editeval.runner.callbacks import EditLog, Timing, Watchdog, weight_norm_ratio
 from editeval.runner.progress import RichProgress, seconds_text
-from editeval.runner.results import TIMINGS_FILE, read_edits, read_timings
+from editeval.runner.results import TIMINGS_FILE, read_collapse, read_edits, read_timings
 from editeval.types import EditRequest, Score
 
 REQUEST = EditRequest(request_id="a", prompt="{} is in", subject="Rome", target_new="France")
@@ -170,6 +170,25 @@ def test_watchdog_stops_at_weights_that_are_not_finite_and_names_them(tmp_path: 
 
 def test_watchdog_without_limits_lets_a_model_degrade(tmp_path: Path) -> None:
     assert Watchdog().on_edit_end(state(tmp_path), event(3), model(torch.full((2, 2), 1e6), nats=50)) is None
+
+
+def test_a_collapse_is_written_down_whether_or_not_the_run_goes_on(tmp_path: Path) -> None:
+    heavy = model(torch.full((2, 2), 4.0))
+    for on_collapse, stops in (("skip", True), ("continue", False)):
+        folder = tmp_path / on_collapse
+        watchdog = Watchdog(max_norm_ratio=3.0, on_collapse=cast(Any, on_collapse))
+        assert (watchdog.on_edit_end(state(folder), event(4), heavy) is not None) is stops
+        watchdog.on_edit_end(state(folder), event(7), heavy)
+        noted = read_collapse(folder)
+        assert noted is not None
+        assert (noted["step"], noted["digest"], noted["request_ids"]) == (4, "d4", ["fact-4"]), "the first edit that broke it stays"
+    with pytest.raises(ValueError, match="on_collapse='never'"):
+        Watchdog(on_collapse=cast(Any, "never"))
+
+
+def test_weights_that_are_not_finite_end_a_run_even_where_a_collapse_should_not(tmp_path: Path) -> None:
+    broken = model(torch.tensor([[1.0, math.nan], [0.0, 1.0]]))
+    assert Watchdog(on_collapse="continue").on_edit_end(state(tmp_path), event(3), broken) is not None
 
 
 def test_watchdog_stops_beyond_the_norm_limit_only(tmp_path: Path) -> None:

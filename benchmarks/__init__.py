@@ -1,0 +1,1 @@
+"""Scripts that measure editeval itself; run them from the repository: `python benchmarks/edit_speed.py`."""

@@ -1,0 +1,152 @@
+"""What each method gains and costs over a sequence of edits on SmolLM2: the table of BENCHMARKS.md.
+
+    python benchmarks/edit_table.py --data ../shared/data --methods rome memit alphaedit
+    python benchmarks/edit_table.py --data DIR --edits 50 --runs runs/table model=smollm2-135m
+
+Every row is one run of the product (what `launch.py` runs) with the method's settings for the model: CounterFact rows one after
+another, nothing restored. *Immediate* asks about each fact right after its own edit, *retained* about all facts after the last, both by
+probability and by free generation (`editeval/benchmarks/edit_quality.py`). A run that was killed goes on where it stopped. Prints a
+table, and one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
+
+from hydra import compose, initialize_config_dir
+
+from editeval.benchmarks.edit_quality import EditQuality
+from editeval.experiment import run
+from editeval.files import Cache, append_jsonl, read_jsonl
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import Callback, EditEvent, EvaluationContext, RunState
+from editeval.types import EditRequest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+METHODS = ("none", "random", "rome", "memit", "pmet", "emmet", "alphaedit")
+NUMBERS = {
+    "efficacy": (("efficacy", "probability"), ("efficacy", "generation")),
+    "generalization": (("generalization", "probability"), ("generalization", "generation")),
+    "locality": (("neighborhood_success", "probability"), ("locality", "generation")),
+}
+IMMEDIATE_FILE = "immediate.jsonl"
+MAX_NEW_TOKENS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method: numbers are named `metric.protocol`."""
+
+    method: str
+    edits: int
+    immediate: Mapping[str, float]
+    retained: Mapping[str, float]
+    weight_norm_ratio: float
+    seconds_per_edit: float
+
+
+class Immediate(Callback):
+    """Asks about the facts of each edit right after it, and keeps the answers beside the run."""
+
+    def __init__(self, cache: Cache) -> None:
+        self._cache = cache
+        self._quality = EditQuality(max_new_tokens=MAX_NEW_TOKENS)
+        self._requests: tuple[EditRequest, ...] = ()
+        self._known: set[int] = set()
+
+    def on_run_start(self, state: RunState) -> None:
+        self._known = {int(row["step"]) for row in read_jsonl(Path(state.run_dir) / IMMEDIATE_FILE)[0]}
+
+    def on_edit_start(self, state: RunState, requests: Sequence[EditRequest]) -> None:
+        self._requests = tuple(requests)
+
+    def on_edit_end(self, state: RunState, event: EditEvent, model: EditedModel) -> str | None:
+        if event.step not in self._known:
+            context = EvaluationContext(num_edits=event.num_edits, edited=self._requests, planned=self._requests, seed=0, cache=self._cache)
+            measured = self._quality.evaluate(model, context).measurements
+            values = {f"{item.metric}.{item.protocol}": item.value for item in measured}
+            append_jsonl(Path(state.run_dir) / IMMEDIATE_FILE, [{"step": event.step, "values": values}])
+        return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run every method and print its row as soon as it is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=list(METHODS))
+    parser.add_argument("--edits", type=int, default=50)
+    parser.add_argument("--data", type=Path, required=True, help="a folder with counterfact/rome/test.jsonl")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("overrides", nargs="*", help="further settings, as on the command line of launch.py")
+    options = parser.parse_intermixed_args(arguments)
+    print(header(), flush=True)
+    rows = []
+    for method in options.methods:
+        row = measure(method, edits=options.edits, data=options.data, runs=options.runs, overrides=options.overrides)
+        rows.append(row)
+        print(line(row), flush=True)
+    print(json.dumps([asdict(row) for row in rows]))
+    return 0
+
+
+def measure(method: str, *, edits: int, data: Path, runs: Path, overrides: Sequence[str]) -> Row:
+    """Run one method and read its numbers from disk."""
+    settings = [
+        f"method={method}",
+        "dataset=counterfact",
+        f"paths.data={data.resolve()}",
+        f"paths.runs={runs.resolve()}",
+        f"num_edits={edits}",
+        "benchmark=[edit-quality]",
+        f"benchmark.edit-quality.max_new_tokens={MAX_NEW_TOKENS}",
+        "callback=silent",
+        "logger=[csv]",
+        *overrides,
+    ]
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        config = compose("config", overrides=settings)
+    result = run(config, Immediate(Cache(Path(config.paths.cache))))
+    retained = {f"{score.metric}.{score.protocol}": score.value for score in result.scores if score.num_edits == edits}
+    asked, _ = read_jsonl(result.run_dir / IMMEDIATE_FILE)
+    names = {name for row in asked for name in row["values"]}
+    immediate = {name: fmean([row["values"][name] for row in asked if name in row["values"]]) for name in names}
+    log: list[dict[str, Any]] = read_jsonl(result.run_dir / "edits.jsonl")[0]
+    return Row(
+        method=method,
+        edits=edits,
+        immediate=immediate,
+        retained=retained,
+        weight_norm_ratio=float(log[-1]["weight_norm_ratio"]) if log else 1.0,
+        seconds_per_edit=fmean([float(row["seconds"]) for row in log]) if log else 0.0,
+    )
+
+
+def header() -> str:
+    """Return the table's head; each cell is immediate > retained."""
+    cells = [f"{metric}, {'p' if protocol == 'probability' else 'written'}" for metric, pairs in NUMBERS.items() for _, protocol in pairs]
+    names = ["method", *cells, "norm", "s/edit"]
+    return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
+
+
+def line(row: Row) -> str:
+    """Return a method's line."""
+    names = [f"{metric}.{protocol}" for pairs in NUMBERS.values() for metric, protocol in pairs]
+    cells = [f"{number(row.immediate, name)} > {number(row.retained, name)}" for name in names]
+    return f"| {' | '.join([row.method, *cells, f'{row.weight_norm_ratio:.2f}', f'{row.seconds_per_edit:.1f}'])} |"
+
+
+def number(values: Mapping[str, float], name: str) -> str:
+    """Return a number with two digits, or a dash where there is none."""
+    return f"{values[name]:.2f}" if name in values else "-"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

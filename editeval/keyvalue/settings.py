@@ -1,0 +1,106 @@
+"""The settings that MEMIT and its relatives share, and what they make of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from editeval.datasets.corpus import Corpus
+from editeval.files import Cache
+from editeval.keyvalue.covariance import CovarianceSource
+from editeval.keyvalue.prefixes import check_prefixes, context_prefixes
+from editeval.keyvalue.target_value import TargetSettings
+from editeval.models.model import LanguageModel
+from editeval.models.sites import sites_for
+from editeval.types import ConfigError, ModelDescription, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadSettings:
+    """Fields of every method that spreads an edit over layers; the last of `layers` is where target values are optimised.
+
+    `layers` None means the relative depth of the published ones. `context_prefixes` replaces the generated ones; `prefix_lengths` are
+    pairs (tokens, count). `covariance` is a file of second moments, see `CovarianceSource`.
+    """
+
+    max_batch_size: ClassVar[int | None] = None
+
+    name: str
+    layers: Sequence[int] | None
+    num_steps: int
+    learning_rate: float
+    weight_decay: float
+    clamp_norm_factor: float
+    kl_factor: float
+    early_stop_loss: float
+    corpus: Corpus
+    covariance: str | None
+    context_prefixes: Sequence[str] | None
+    prefix_lengths: Sequence[Sequence[int]]
+    prefix_seed: int
+
+    def __post_init__(self) -> None:
+        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
+            raise ConfigError(f"method.layers={list(self.layers)} must be layers in rising order, each once, such as [13,14,15,16,17]")
+        if self.context_prefixes is not None:
+            check_prefixes(self.context_prefixes)
+        _ = self.target_settings  # checks the numbers
+
+    @property
+    def target_settings(self) -> TargetSettings:
+        """How target values are optimised."""
+        return TargetSettings(
+            num_steps=self.num_steps,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            clamp_norm_factor=self.clamp_norm_factor,
+            kl_factor=self.kl_factor,
+            early_stop_loss=self.early_stop_loss,
+        )
+
+    @property
+    def covariance_source(self) -> CovarianceSource:
+        """Where second moments come from."""
+        return CovarianceSource(corpus=self.corpus, file=self.covariance)
+
+    def shared_settings(self) -> Mapping[str, Any]:
+        """Return what an edit depends on among these fields; for `EditMethod.settings`."""
+        given = self.context_prefixes is not None
+        lengths = [list(pair) for pair in self.prefix_lengths]
+        return {
+            "layers": None if self.layers is None else list(self.layers),
+            "target": {name: getattr(self.target_settings, name) for name in TargetSettings.__dataclass_fields__},
+            "covariance": self.covariance_source.settings(),
+            "prefixes": list(self.context_prefixes or ()) if given else {"lengths": lengths, "seed": self.prefix_seed},
+        }
+
+    def layers_of(self, model: ModelDescription, published: Sequence[float]) -> tuple[int, ...]:
+        """Return the layers to edit; without `layers` all from the first to the last of the `published` relative depths.
+
+        Raises:
+            ConfigError: a layer that the model does not have.
+        """
+        if self.layers is None:
+            return tuple(range(round(published[0] * model.num_layers), round(published[-1] * model.num_layers) + 1))
+        for layer in self.layers:
+            if not 0 <= layer < model.num_layers:
+                raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layers")
+        return tuple(self.layers)
+
+    def check_covariance(self, model: ModelDescription, layers: Sequence[int]) -> None:
+        """Check that the second moments of the MLPs' keys can be had; see `CovarianceSource.check`."""
+        sites = [sites_for(model.model_type).mlp_out.format(layer) for layer in layers]
+        self.covariance_source.check(sites, width=model.intermediate_size)
+
+    def announce(self, layers: Sequence[int], model: ModelDescription, progress: Progress) -> None:
+        """Say which layers stand for the published ones where none were set."""
+        if self.layers is None:
+            where = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
+            progress.message(f"method.layers is not set: editing {where} of {model.num_layers}, the published relative depth")
+
+    def contexts(self, lm: LanguageModel, cache: Cache) -> tuple[str, ...]:
+        """Return the context prefixes, the bare one first. The model must be in its unedited state."""
+        if self.context_prefixes is not None:
+            return tuple(self.context_prefixes)
+        return context_prefixes(lm, self.prefix_lengths, seed=self.prefix_seed, cache=cache)

@@ -1,0 +1,157 @@
+"""Down the edited layers with the updates found so far, writing no weight.
+
+A method that spreads an edit over several layers needs the keys of each layer, and what is still missing at the last one, after
+the layers below were updated. The rows end at the subject's last token: attention is causal, so nothing behind it matters there.
+One pass brings them to the first edited layer; then only the edited layers run, each update a low-rank term behind its linear map.
+
+Shapes: E facts, B rows, T positions of the longest row, K the key's width, D the value's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editeval.edits.delta import LowRankDelta
+from editeval.keyvalue.suffix import pad_rows
+from editeval.keyvalue.target_value import FactRows
+from editeval.models.model import LanguageModel
+from editeval.models.trace import capture, run_until
+
+ROW_TOKENS = 8192
+"""Tokens of rows that share a pass, padding counted."""
+
+Updates = Mapping[str, Sequence[LowRankDelta]]
+
+
+class LayerWalk:
+    """Rows standing before one layer, `layer`, with every update of the layers below it in them."""
+
+    def __init__(self, lm: LanguageModel, facts: Sequence[FactRows], *, first: int, last: int) -> None:
+        """Bring the rows of `facts` to layer `first`; `last` is the highest layer that will be asked for."""
+        self.layer = first
+        self._lm = lm
+        self._last = last
+        self._num_facts = len(facts)
+        self._added: dict[str, list[LowRankDelta]] = {}
+        bare = [fact.prompts[0].token_ids[: fact.prompts[0].subject_last + 1] for fact in facts]
+        prefixed = [row.token_ids[: row.subject_last + 1] for fact in facts for row in fact.prompts[1:]]
+        self._bare = _batches(lm, bare, first=first, last=last)
+        self._prefixed = _batches(lm, prefixed, first=first, last=last)
+        self._num_prefixed = len(prefixed) // len(facts)
+
+    def keys(self, site: str) -> Tensor:
+        """Return the keys (E, K), float32, that the linear map at `site` (in the current layer) gets at the subject's last token.
+
+        As published with MEMIT, the bare prompt counts as much as all context prefixes together.
+        """
+        bare_EK = self._gather(self._bare, site, inputs=True)
+        if not self._prefixed:
+            return bare_EK
+        prefixed_BK = self._gather(self._prefixed, site, inputs=True)
+        means_EK = prefixed_BK.reshape(self._num_facts, self._num_prefixed, -1).mean(dim=1)
+        return (bare_EK + means_EK) / 2
+
+    def values(self, site: str) -> Tensor:
+        """Return the outputs (E, D), float32, of a module in the last layer at the subject's last token of the bare prompt."""
+        return self._gather(self._bare, site, inputs=False)
+
+    def add(self, update: LowRankDelta) -> None:
+        """Let everything from the current layer on see this update of one of the layer's linear maps."""
+        self._added.setdefault(update.parameter.removesuffix(".weight"), []).append(update)
+
+    def advance(self) -> None:
+        """Step to the next layer."""
+        for batch in (*self._bare, *self._prefixed):
+            batch.hidden = self._run(batch, self.layer, batch.hidden)
+        self._added.clear()
+        self.layer += 1
+
+    def _gather(self, batches: Sequence[_Batch], site: str, *, inputs: bool) -> Tensor:
+        """Run rows from the current layer until the site was seen; return what went in or came out at the rows' last tokens."""
+        parts: list[Tensor] = []
+        for batch in batches:
+            with capture(self._lm.module, [site], inputs=inputs, outputs=not inputs, stop=True) as trace:
+                run_until(partial(self._run_from_here, batch))
+            parts.append(batch.at_end((trace.inputs if inputs else trace.outputs)[site]).float())
+        order = torch.tensor([number for batch in batches for number in batch.numbers])
+        return torch.cat(parts)[order.argsort().to(parts[0].device)]
+
+    def _run_from_here(self, batch: _Batch) -> None:
+        hidden = batch.hidden
+        for layer in range(self.layer, self._last + 1):
+            hidden = self._run(batch, layer, hidden)
+
+    def _run(self, batch: _Batch, layer: int, hidden_BTD: Tensor) -> Tensor:
+        arguments, keywords = batch.calls[layer]
+        with torch.no_grad(), _updated(self._lm.module, self._added if layer == self.layer else {}):
+            output = self._lm.layer_module(self._lm.sites.layers, layer)(hidden_BTD, *arguments, **keywords)
+        result = output[0] if isinstance(output, tuple) else output
+        assert isinstance(result, Tensor)
+        return result
+
+
+class _Batch:
+    """Rows of one forward pass: where they stand, and what each layer is called with beside them."""
+
+    def __init__(self, lm: LanguageModel, numbers: list[int], rows: Sequence[Sequence[int]], *, first: int, last: int) -> None:
+        self.numbers = numbers
+        self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
+        self._ends = torch.tensor([len(row) - 1 for row in rows])
+        ids_BT = pad_rows(rows, lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
+        inputs: dict[int, Tensor] = {}
+
+        def recorder(layer: int) -> Any:
+            def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+                rest = dict(keywords)
+                inputs[layer] = arguments[0] if arguments else rest.pop("hidden_states")
+                self.calls[layer] = (arguments[1:], rest)
+
+            return hook
+
+        with ExitStack() as stack, torch.no_grad():
+            for layer in range(first, last + 1):
+                module = lm.layer_module(lm.sites.layers, layer)
+                stack.callback(module.register_forward_pre_hook(recorder(layer), with_kwargs=True).remove)
+            stack.enter_context(capture(lm.module, [lm.sites.layers.format(last)], inputs=True, stop=True))
+            run_until(lm.module.base_model, input_ids=ids_BT, use_cache=False)
+        self.hidden = inputs[first]
+
+    def at_end(self, states_BTX: Tensor) -> Tensor:
+        """Return the states at each row's last token."""
+        ends = self._ends.to(states_BTX.device)
+        return states_BTX[torch.arange(len(ends), device=ends.device), ends]
+
+
+def _batches(lm: LanguageModel, rows: Sequence[Sequence[int]], *, first: int, last: int) -> list[_Batch]:
+    """Group rows of like length, so that little is padding."""
+    groups: list[list[int]] = []
+    for number in sorted(range(len(rows)), key=lambda number: len(rows[number])):
+        if not groups or (len(groups[-1]) + 1) * len(rows[number]) > ROW_TOKENS:
+            groups.append([])
+        groups[-1].append(number)
+    return [_Batch(lm, group, [rows[number] for number in group], first=first, last=last) for group in groups]
+
+
+@contextmanager
+def _updated(module: nn.Module, updates: Updates) -> Iterator[None]:
+    """Within the context the linear maps at these paths act as if their updates had been written into them."""
+
+    def adder(deltas: Sequence[LowRankDelta]) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            keys, sum_ = arguments[0].float(), output.float()
+            for delta in deltas:
+                sum_ = sum_ + (keys @ delta.right.to(keys.device).T) @ delta.left.to(keys.device).T
+            return sum_.to(output.dtype)
+
+        return hook
+
+    with ExitStack() as stack:
+        for path, deltas in updates.items():
+            stack.callback(module.get_submodule(path).register_forward_hook(adder(deltas)).remove)
+        yield

@@ -1,0 +1,1 @@
+"""Editing methods: one file a method, strangers to each other."""

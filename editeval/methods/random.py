@@ -1,0 +1,87 @@
+"""The control that changes as much, at random: what is left of an effect when the edit's direction means nothing.
+
+    python launch.py method=random method@method.of=memit num_edits=10
+
+Computes the edit of another method (`of`) and replaces each of its updates by Gaussian noise of the same shape, rank and Frobenius norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editeval.edits.delta import Delta, DenseDelta, Edit, LowRankDelta
+from editeval.files import Cache
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import EditMethod
+from editeval.interfaces import Editor as InnerEditor
+from editeval.keyvalue.spread import update_norm
+from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, seed_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomEdit:
+    """`of` is the method whose edits set size and rank."""
+
+    name: str
+    of: EditMethod
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.of, EditMethod):
+            raise ConfigError(f"method.of is {self.of!r}, no editing method; choose one, such as method@method.of=memit")
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """As the method that it follows."""
+        return self.of.max_batch_size
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return the settings of the method that it follows."""
+        return {"of": self.of.settings(), "class": type(self.of).__qualname__}
+
+    def check(self, model: ModelDescription) -> None:
+        """Check the method that it follows."""
+        self.of.check(model)
+
+    def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
+        """Return the editor."""
+        return Editor(inner=self.of.prepare(model, cache, progress))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Editor:
+    """The control bound to a model."""
+
+    inner: InnerEditor
+
+    def edit(self, requests: Sequence[EditRequest], *, seed: int) -> Edit:
+        """Return random updates as large as those that would write these facts; what the method remembers is kept.
+
+        Raises:
+            EditError: the method cannot compute its edit, or changes no weights.
+        """
+        edit = self.inner.edit(requests, seed=seed)
+        if not edit.deltas:
+            raise EditError(
+                "the method changes no weights, so nothing random can be as large", request_ids=[request.request_id for request in requests]
+            )
+        generator = torch.Generator().manual_seed(seed_for("random edit", seed))
+        deltas = tuple(_random_like(delta, generator) for delta in edit.deltas)
+        return Edit(deltas=deltas, auxiliary=edit.auxiliary, diagnostics=edit.diagnostics)
+
+
+def _random_like(delta: Delta, generator: torch.Generator) -> Delta:
+    if isinstance(delta, DenseDelta):
+        value = _noise(delta.value, generator)
+        return DenseDelta(parameter=delta.parameter, value=value * (delta.value.norm() / value.norm()))
+    noise = LowRankDelta(parameter=delta.parameter, left=_noise(delta.left, generator), right=_noise(delta.right, generator))
+    scale = update_norm(delta) / update_norm(noise)
+    return LowRankDelta(parameter=delta.parameter, left=noise.left * scale, right=noise.right)
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=torch.float32)

@@ -1,0 +1,206 @@
+"""ROME: write one fact into one MLP output matrix by a rank-one update.
+
+Meng et al. 2022, "Locating and Editing Factual Associations in GPT", arXiv:2202.05262.
+
+    python launch.py method=rome num_edits=10
+
+The matrix W of layer `layer` maps a key k (of the subject's last token) to a value. With C = E[k k^T] over text, the update
+
+    W' = W + (v - W k_e) u^T / (u . k_e),   u = C^-1 k_*
+
+gives W' k_e = v while changing W least for other keys (equation 2). k_* is the mean key over context prefixes, v the value that
+makes the model say the target (equation 4). Which key stands where is what the later variants change; see `KEYS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from editeval.datasets.corpus import Corpus
+from editeval.edits.delta import Edit, LowRankDelta
+from editeval.files import Cache
+from editeval.inference.edited import EditedModel
+from editeval.keyvalue.covariance import CovarianceSource, covariance_factors
+from editeval.keyvalue.prefixes import check_prefixes, context_prefixes
+from editeval.keyvalue.solve import CholeskyFactor
+from editeval.keyvalue.target_value import TargetSettings, TargetValue, fact_rows, optimise
+from editeval.models.model import LanguageModel
+from editeval.models.sites import sites_for
+from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress
+
+PUBLISHED_DEPTH = 17 / 48  # layer 17 of GPT-2 XL's 48, the model that the paper located facts in
+
+KEYS: Mapping[str, str] = {
+    "mean": "as published: u from the mean key, k_e the bare prompt's key",
+    "consistent": "R-ROME (arXiv:2403.07175): the mean key in both places, and the mean value it maps to",
+    "prompt": "p-ROME (arXiv:2403.07175): the bare prompt's key in both places",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ROME:
+    """ROME's settings; published numbers are in conf/method/rome.yaml and conf/tuned/rome.
+
+    `layer` None means the published relative depth. `context_prefixes` replaces the generated ones; `prefix_lengths` are pairs
+    (tokens, count). `use_covariance` false takes C = I (`mom2_adjustment: false` of later code). `covariance` is a file of second
+    moments, see `CovarianceSource`.
+    """
+
+    max_batch_size: ClassVar[int | None] = 1
+
+    name: str
+    layer: int | None
+    num_steps: int
+    learning_rate: float
+    weight_decay: float
+    clamp_norm_factor: float
+    kl_factor: float
+    early_stop_loss: float
+    key: str
+    use_covariance: bool
+    corpus: Corpus
+    covariance: str | None
+    context_prefixes: Sequence[str] | None
+    prefix_lengths: Sequence[Sequence[int]]
+    prefix_seed: int
+
+    def __post_init__(self) -> None:
+        if self.key not in KEYS:
+            raise ConfigError(f"method.key={self.key!r} is unknown; choose one of {', '.join(KEYS)}")
+        if self.context_prefixes is not None:
+            check_prefixes(self.context_prefixes)
+        _ = self._target_settings  # checks the numbers
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return everything that an edit depends on beside model and requests."""
+        given = self.context_prefixes is not None
+        return {
+            "layer": self.layer,
+            "target": {name: getattr(self._target_settings, name) for name in TargetSettings.__dataclass_fields__},
+            "key": self.key,
+            "covariance": self._covariance_source.settings() if self.use_covariance else None,
+            "prefixes": list(self.context_prefixes or ()) if given else {"lengths": _lists(self.prefix_lengths), "seed": self.prefix_seed},
+        }
+
+    def check(self, model: ModelDescription) -> None:
+        """Check layer, covariance and text against the model's shape.
+
+        Raises:
+            ConfigError: what, with what is allowed.
+        """
+        layer = self._layer(model)
+        if self.use_covariance:
+            self._covariance_source.check([sites_for(model.model_type).mlp_out.format(layer)], width=model.intermediate_size)
+
+    def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
+        """Return the editor; prefixes and covariance are of the unedited model and come from the cache if they are there."""
+        lm = model.lm
+        layer = self._layer(lm.description)
+        if self.layer is None:
+            progress.message(f"method.layer is not set: editing layer {layer} of {lm.description.num_layers}, the published relative depth")
+        site = lm.sites.mlp_out.format(layer)
+        with model.unedited():
+            contexts = (
+                tuple(self.context_prefixes)
+                if self.context_prefixes is not None
+                else context_prefixes(lm, self.prefix_lengths, seed=self.prefix_seed, cache=cache)
+            )
+            factor = covariance_factors(lm, [site], self._covariance_source, cache, progress)[site] if self.use_covariance else None
+        return Editor(lm=lm, layer=layer, site=site, contexts=contexts, factor=factor, key=self.key, target_settings=self._target_settings)
+
+    def _layer(self, model: ModelDescription) -> int:
+        layer = round(PUBLISHED_DEPTH * model.num_layers) if self.layer is None else self.layer
+        if not 0 <= layer < model.num_layers:
+            raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layer")
+        return layer
+
+    @property
+    def _target_settings(self) -> TargetSettings:
+        return TargetSettings(
+            num_steps=self.num_steps,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            clamp_norm_factor=self.clamp_norm_factor,
+            kl_factor=self.kl_factor,
+            early_stop_loss=self.early_stop_loss,
+        )
+
+    @property
+    def _covariance_source(self) -> CovarianceSource:
+        return CovarianceSource(corpus=self.corpus, file=self.covariance)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Editor:
+    """ROME bound to a model: its site, its context prefixes, the factor of its covariance."""
+
+    lm: LanguageModel
+    layer: int
+    site: str
+    contexts: tuple[str, ...]
+    factor: CholeskyFactor | None
+    key: str
+    target_settings: TargetSettings
+
+    def edit(self, requests: Sequence[EditRequest], *, seed: int) -> Edit:
+        """Return the rank-one update that writes one fact.
+
+        Raises:
+            EditError: more or fewer than one request, or one that cannot be encoded or optimised.
+        """
+        ids = [request.request_id for request in requests]
+        if len(requests) != 1:
+            raise EditError(f"ROME writes one fact an edit, got {len(requests)}; set batch_size=1, or choose method=memit", request_ids=ids)
+        rows = fact_rows(self.lm.tokenizer, requests[0], self.contexts, max_tokens=self.lm.description.max_positions)
+        value = optimise(self.lm, [rows], layer=self.layer, sites=[self.site], settings=self.target_settings)[0]
+        update = rank_one_update(value, self.site, factor=self.factor, key=self.key)
+        size = float(update.left.norm() * update.right.norm())
+        if not size > 0:
+            raise EditError(f"the update of {self.site} is {size}, which changes nothing or everything", request_ids=ids)
+        delta = LowRankDelta(parameter=f"{self.site}.weight", left=update.left[:, None], right=update.right[None, :])
+        return Edit(deltas=(delta,), diagnostics=_diagnostics(value, self.site, size))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RankOne:
+    """dW = left right^T: left (d_out) in the value's space, right (d_in) the unit vector u, float32."""
+
+    left: Tensor
+    right: Tensor
+
+
+def rank_one_update(value: TargetValue, site: str, *, factor: CholeskyFactor | None, key: str) -> RankOne:
+    """Solve for dW such that W + dW maps the key to the target value (ROME, equation 2); `key` is one of `KEYS`."""
+    bare_key, bare_output = value.inputs[site][0], value.outputs[site][0]
+    mean_key, mean_output = value.inputs[site].mean(dim=0), value.outputs[site].mean(dim=0)
+    direction_key = bare_key if key == "prompt" else mean_key
+    edited_key, edited_output = (mean_key, mean_output) if key == "consistent" else (bare_key, bare_output)
+    direction = direction_key.double() if factor is None else factor.solve(direction_key[:, None])[:, 0].cpu()
+    direction = direction / direction.norm()
+    target = value.initial[site] + value.deltas[site]
+    left = (target - edited_output).double() / (direction @ edited_key.double())
+    return RankOne(left=left.to(torch.float32), right=direction.to(torch.float32))
+
+
+def _diagnostics(value: TargetValue, site: str, update_norm: float) -> dict[str, float]:
+    first, last = value.losses[0], value.losses[-1]
+    return {
+        "loss_first": first.total,
+        "loss_last": last.total,
+        "target_log_prob_first": -first.nll,
+        "target_log_prob_last": -last.nll,
+        "kl_last": last.kl,
+        "evaluations": float(len(value.losses)),
+        "value_norm": float(value.initial[site].norm()),
+        "delta_norm": float(value.deltas[site].norm()),
+        "update_norm": update_norm,
+    }
+
+
+def _lists(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [list(pair) for pair in pairs]
