@@ -349,3 +349,55 @@ def test_random_edit_follows_a_dense_one(lm: LanguageModel, cache_dir: Path) -> 
 def test_random_edit_of_a_method_that_changes_no_weights_is_refused(lm: LanguageModel, cache_dir: Path) -> None:
     with pytest.raises(EditError, match="changes no weights"):
         random_of(Edit(deltas=()), lm, cache_dir).edit(REQUESTS[:1], seed=0)
+
+
+# -- what every method must get right -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_second_moments_are_of_the_unedited_model_whenever_they_are_made(
+    lm: LanguageModel, method: Callable[..., EditMethod], tmp_path: Path, name: str
+) -> None:
+    made_first = method(name, LAYERS).prepare(EditedModel(lm), Cache(tmp_path / "before"), SilentProgress())
+    expected = made_first.edit(REQUESTS[:1], seed=0).deltas
+    model = EditedModel(lm)
+    site = lm.sites.mlp_out.format(1)
+    noise = torch.randn(lm.description.hidden_size, 1, generator=torch.Generator().manual_seed(0))
+    keys = torch.randn(1, lm.description.intermediate_size, generator=torch.Generator().manual_seed(1))
+    model.apply(Edit(deltas=(LowRankDelta(parameter=f"{site}.weight", left=noise, right=keys),)))
+    made_later = method(name, LAYERS).prepare(model, Cache(tmp_path / "after"), SilentProgress())
+    model.restore()
+    for ours, theirs in zip(made_later.edit(REQUESTS[:1], seed=0).deltas, expected, strict=True):
+        assert isinstance(ours, LowRankDelta)
+        assert isinstance(theirs, LowRankDelta)
+        assert torch.equal(ours.left, theirs.left)
+        assert torch.equal(ours.right, theirs.right)
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_a_half_precision_model_gets_nearly_the_same_float32_update(
+    cache_dir: Path, method: Callable[..., EditMethod], lm: LanguageModel, tmp_path: Path, name: str
+) -> None:
+    half = TinyModel(name="tiny", architecture="llama", cache_dir=cache_dir).load()
+    half.module.to(torch.bfloat16)  # type: ignore[call-arg]
+    half = replace(half, fingerprint="tiny llama in bfloat16")
+    model = EditedModel(half)
+    same_text = "method.context_prefixes=['{}','Therefore it rained. {}']"  # each precision would generate its own
+    edit = method(name, LAYERS, same_text).prepare(model, Cache(tmp_path), SilentProgress()).edit(REQUESTS[:2], seed=0)
+    full = method(name, LAYERS, same_text).prepare(EditedModel(lm), Cache(tmp_path), SilentProgress()).edit(REQUESTS[:2], seed=0)
+    for ours, theirs in zip(edit.deltas, full.deltas, strict=True):
+        assert isinstance(ours, LowRankDelta)
+        assert isinstance(theirs, LowRankDelta)
+        assert ours.left.dtype == ours.right.dtype == torch.float32
+        cosine = float(((ours.left @ ours.right) * (theirs.left @ theirs.right)).sum()) / (update_norm(ours) * update_norm(theirs))
+        assert cosine > 0.9
+    model.apply(edit)
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_the_number_of_neighbours_in_an_edit_does_not_change_a_target_value(made: Made, name: str) -> None:
+    """With the solves of a batch apart, an edit of facts that share nothing equals their edits one by one, to first order."""
+    _, editor = made(name, "method.layers=[1]")
+    alone = [editor.edit([request], seed=0).diagnostics["delta_norm"] for request in REQUESTS]
+    together = editor.edit(REQUESTS, seed=0).diagnostics["delta_norm"]
+    assert together == pytest.approx(sum(alone) / len(alone), rel=1e-3)
