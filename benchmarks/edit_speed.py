@@ -7,6 +7,7 @@ The straightforward ROME (`straightforward.py`) runs the whole model forward and
 solves with an explicit inverse of C. Both edit the same facts from the same unedited model, with the same prefixes, covariance and
 settings, taking turns.
 Prints a table, and one JSON line at the end; ends with status 1 when a delta differs by more than 1e-4.
+The same for MEMIT, PMET and AlphaEdit is in `spread_speed.py`.
 """
 
 from __future__ import annotations

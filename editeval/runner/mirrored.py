@@ -54,8 +54,6 @@ class Ledger:
 def edit_row(row: Mapping[str, Any]) -> TrackedRow:
     """Return an edit (a row of `edits.jsonl`, or such an event as a mapping) as a tracker's row."""
     numbers = {f"edit/{name}": float(value) for name, value in row["diagnostics"].items()}
-    if "weight_norm_ratio" in row:
-        numbers["edit/weight_norm_ratio"] = float(row["weight_norm_ratio"])
     numbers |= {"edit/seconds": float(row["seconds"]), "num_edits": int(row["num_edits"])}
     return TrackedRow(name=f"edit {row['step']} {row['digest']}", numbers=numbers)
 

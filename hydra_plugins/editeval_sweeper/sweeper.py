@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -69,6 +70,7 @@ class TrajectorySweeper(Sweeper):  # type: ignore[misc]  # hydra has no types
         if self._plan_only or not session.to_launch:
             return
         session.keep()
+        os.environ.setdefault("WANDB_RUN_GROUP", session.record.sweep)  # what W&B itself reads; jobs inherit it
         failures = self._launch(session.to_launch, session)
         if getattr(self._launcher, "detached", False):
             session.say(f"submitted {len(session.to_launch)} jobs; they go on without this process: {session.status_command}")

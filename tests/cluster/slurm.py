@@ -82,7 +82,7 @@ class Slurm:
     def queue(self) -> dict[str, str]:
         """State of every job in the queue by id."""
         lines = self.call("squeue", "--array", "--noheader", "--format=%i|%T").splitlines()
-        return dict(line.split("|") for line in lines if "|" in line)  # type: ignore[misc]
+        return dict(line.split("|") for line in lines if "|" in line)
 
     def wait(self, condition: Callable[[], object], what: str, *, seconds: float) -> None:
         """Wait until a condition holds.

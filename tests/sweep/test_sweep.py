@@ -80,10 +80,10 @@ def test_the_same_sweep_again_finds_everything_in_the_store(swept: tuple[Program
 
 def test_one_failed_job_hides_no_other_and_a_retry_starts_it_alone(cache_dir: Path, tmp_path: Path) -> None:
     program = Program(runs=tmp_path, cache=cache_dir)
-    output = program.launch("-m", "batch_size=100,1", "num_edits=1", "method=none", status=1)
+    output = program.launch("-m", "method.layer=99,1", "num_edits=1", status=1)
     assert "1 done, 1 failed" in output
     status = program.tool("status", str(tmp_path))
-    assert "dataset counterfact has 8 rows" in status
+    assert "layer 99 not in 0..3" in status
     assert {(record["state"], record["launches"]) for record in records(program)} == {("done", 1), ("failed", 1)}
     again = program.tool("retry", str(tmp_path), status=1)
     assert "starting 1 again" in again
