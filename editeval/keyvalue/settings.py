@@ -1,4 +1,4 @@
-"""The settings that MEMIT and its relatives share, and what they make of a model."""
+"""The settings that locate-then-edit methods share, and what they make of a model."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ from editeval.types import ConfigError, ModelDescription, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpreadSettings:
-    """Fields of every method that spreads an edit over layers; the last of `layers` is where target values are optimised.
+class LocateSettings:
+    """Fields of every method that optimises a target value and solves for keys against second moments.
 
-    `layers` None means the relative depth of the published ones. `context_prefixes` replaces the generated ones; `prefix_lengths` are
-    pairs (tokens, count). `covariance` is a file of second moments, see `CovarianceSource`.
+    `context_prefixes` replaces the generated ones; `prefix_lengths` are pairs (tokens, count). `covariance` is a file of second
+    moments, see `CovarianceSource`.
     """
 
-    max_batch_size: ClassVar[int | None] = None
-
     name: str
-    layers: Sequence[int] | None
     num_steps: int
     learning_rate: float
     weight_decay: float
@@ -41,8 +38,6 @@ class SpreadSettings:
     prefix_seed: int
 
     def __post_init__(self) -> None:
-        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
-            raise ConfigError(f"method.layers={list(self.layers)} must be layers in rising order, each once, such as [13,14,15,16,17]")
         if self.context_prefixes is not None:
             check_prefixes(self.context_prefixes)
         _ = self.target_settings  # checks the numbers
@@ -64,15 +59,44 @@ class SpreadSettings:
         """Where second moments come from."""
         return CovarianceSource(corpus=self.corpus, file=self.covariance)
 
-    def shared_settings(self) -> Mapping[str, Any]:
-        """Return what an edit depends on among these fields; for `EditMethod.settings`."""
+    def value_settings(self) -> Mapping[str, Any]:
+        """Return what a target value depends on among these fields; for `EditMethod.settings`."""
         given = self.context_prefixes is not None
         lengths = [list(pair) for pair in self.prefix_lengths]
         return {
-            "layers": None if self.layers is None else list(self.layers),
             "target": {name: getattr(self.target_settings, name) for name in TargetSettings.__dataclass_fields__},
-            "covariance": self.covariance_source.settings(),
             "prefixes": list(self.context_prefixes or ()) if given else {"lengths": lengths, "seed": self.prefix_seed},
+        }
+
+    def contexts(self, lm: LanguageModel, cache: Cache) -> tuple[str, ...]:
+        """Return the context prefixes, the bare one first. The model must be in its unedited state."""
+        if self.context_prefixes is not None:
+            return tuple(self.context_prefixes)
+        return context_prefixes(lm, self.prefix_lengths, seed=self.prefix_seed, cache=cache)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpreadSettings(LocateSettings):
+    """Fields of every method that spreads an edit over layers; the last of `layers` is where target values are optimised.
+
+    `layers` None means the relative depth of the published ones.
+    """
+
+    max_batch_size: ClassVar[int | None] = None
+
+    layers: Sequence[int] | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
+            raise ConfigError(f"method.layers={list(self.layers)} must be layers in rising order, each once, such as [13,14,15,16,17]")
+
+    def shared_settings(self) -> Mapping[str, Any]:
+        """Return what an edit depends on among these fields; for `EditMethod.settings`."""
+        return {
+            **self.value_settings(),
+            "layers": None if self.layers is None else list(self.layers),
+            "covariance": self.covariance_source.settings(),
         }
 
     def layers_of(self, model: ModelDescription, published: Sequence[float]) -> tuple[int, ...]:
@@ -98,9 +122,3 @@ class SpreadSettings:
         if self.layers is None:
             where = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
             progress.message(f"method.layers is not set: editing {where} of {model.num_layers}, the published relative depth")
-
-    def contexts(self, lm: LanguageModel, cache: Cache) -> tuple[str, ...]:
-        """Return the context prefixes, the bare one first. The model must be in its unedited state."""
-        if self.context_prefixes is not None:
-            return tuple(self.context_prefixes)
-        return context_prefixes(lm, self.prefix_lengths, seed=self.prefix_seed, cache=cache)

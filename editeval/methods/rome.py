@@ -21,12 +21,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from editeval.datasets.corpus import Corpus
 from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.keyvalue.covariance import CovarianceSource, covariance_factors
-from editeval.keyvalue.prefixes import check_prefixes, context_prefixes
+from editeval.keyvalue.covariance import covariance_factors
+from editeval.keyvalue.settings import LocateSettings
 from editeval.keyvalue.solve import CholeskyFactor
 from editeval.keyvalue.target_value import TargetSettings, TargetValue, fact_rows, optimise
 from editeval.models.model import LanguageModel
@@ -43,49 +42,27 @@ KEYS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class ROME:
+class ROME(LocateSettings):
     """ROME's settings; published numbers are in conf/method/rome.yaml and conf/tuned/rome.
 
-    `layer` None means the published relative depth. `context_prefixes` replaces the generated ones; `prefix_lengths` are pairs
-    (tokens, count). `use_covariance` false takes C = I (`mom2_adjustment: false` of later code). `covariance` is a file of second
-    moments, see `CovarianceSource`.
+    `layer` None means the published relative depth. `use_covariance` false takes C = I (`mom2_adjustment: false` of later code).
     """
 
     max_batch_size: ClassVar[int | None] = 1
 
-    name: str
     layer: int | None
-    num_steps: int
-    learning_rate: float
-    weight_decay: float
-    clamp_norm_factor: float
-    kl_factor: float
-    early_stop_loss: float
     key: str
     use_covariance: bool
-    corpus: Corpus
-    covariance: str | None
-    context_prefixes: Sequence[str] | None
-    prefix_lengths: Sequence[Sequence[int]]
-    prefix_seed: int
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.key not in KEYS:
             raise ConfigError(f"method.key={self.key!r} is unknown; choose one of {', '.join(KEYS)}")
-        if self.context_prefixes is not None:
-            check_prefixes(self.context_prefixes)
-        _ = self._target_settings  # checks the numbers
 
     def settings(self) -> Mapping[str, Any]:
         """Return everything that an edit depends on beside model and requests."""
-        given = self.context_prefixes is not None
-        return {
-            "layer": self.layer,
-            "target": {name: getattr(self._target_settings, name) for name in TargetSettings.__dataclass_fields__},
-            "key": self.key,
-            "covariance": self._covariance_source.settings() if self.use_covariance else None,
-            "prefixes": list(self.context_prefixes or ()) if given else {"lengths": _lists(self.prefix_lengths), "seed": self.prefix_seed},
-        }
+        covariance = self.covariance_source.settings() if self.use_covariance else None
+        return {**self.value_settings(), "layer": self.layer, "key": self.key, "covariance": covariance}
 
     def check(self, model: ModelDescription) -> None:
         """Check layer, covariance and text against the model's shape.
@@ -95,7 +72,7 @@ class ROME:
         """
         layer = self._layer(model)
         if self.use_covariance:
-            self._covariance_source.check([sites_for(model.model_type).mlp_out.format(layer)], width=model.intermediate_size)
+            self.covariance_source.check([sites_for(model.model_type).mlp_out.format(layer)], width=model.intermediate_size)
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; prefixes and covariance are of the unedited model and come from the cache if they are there."""
@@ -105,34 +82,15 @@ class ROME:
             progress.message(f"method.layer is not set: editing layer {layer} of {lm.description.num_layers}, the published relative depth")
         site = lm.sites.mlp_out.format(layer)
         with model.unedited():
-            contexts = (
-                tuple(self.context_prefixes)
-                if self.context_prefixes is not None
-                else context_prefixes(lm, self.prefix_lengths, seed=self.prefix_seed, cache=cache)
-            )
-            factor = covariance_factors(lm, [site], self._covariance_source, cache, progress)[site] if self.use_covariance else None
-        return Editor(lm=lm, layer=layer, site=site, contexts=contexts, factor=factor, key=self.key, target_settings=self._target_settings)
+            contexts = self.contexts(lm, cache)
+            factor = covariance_factors(lm, [site], self.covariance_source, cache, progress)[site] if self.use_covariance else None
+        return Editor(lm=lm, layer=layer, site=site, contexts=contexts, factor=factor, key=self.key, target_settings=self.target_settings)
 
     def _layer(self, model: ModelDescription) -> int:
         layer = round(PUBLISHED_DEPTH * model.num_layers) if self.layer is None else self.layer
         if not 0 <= layer < model.num_layers:
             raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layer")
         return layer
-
-    @property
-    def _target_settings(self) -> TargetSettings:
-        return TargetSettings(
-            num_steps=self.num_steps,
-            learning_rate=self.learning_rate,
-            weight_decay=self.weight_decay,
-            clamp_norm_factor=self.clamp_norm_factor,
-            kl_factor=self.kl_factor,
-            early_stop_loss=self.early_stop_loss,
-        )
-
-    @property
-    def _covariance_source(self) -> CovarianceSource:
-        return CovarianceSource(corpus=self.corpus, file=self.covariance)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -200,7 +158,3 @@ def _diagnostics(value: TargetValue, site: str, update_norm: float) -> dict[str,
         "delta_norm": float(value.deltas[site].norm()),
         "update_norm": update_norm,
     }
-
-
-def _lists(pairs: Sequence[Sequence[int]]) -> list[list[int]]:
-    return [list(pair) for pair in pairs]

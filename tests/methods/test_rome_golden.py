@@ -84,7 +84,7 @@ class Golden:
         return fact_rows(self.model.lm.tokenizer, self.request(edit), self.record["prefixes"])
 
     def value(self, edit: int) -> TargetValue:
-        settings = self.rome._target_settings
+        settings = self.rome.target_settings
         return optimise(self.at(edit).lm, [self.rows(edit)], layer=LAYER, sites=[SITE], settings=settings)[0]
 
 
@@ -117,7 +117,7 @@ def test_token_ids_and_lookup_position_are_exact(rome: Golden, edit: int) -> Non
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_gradient_at_zero_equals_the_reference(rome: Golden, edit: int) -> None:
-    objective = Objective(rome.at(edit).lm, [rome.rows(edit)], layer=LAYER, sites=[SITE], settings=rome.rome._target_settings)
+    objective = Objective(rome.at(edit).lm, [rome.rows(edit)], layer=LAYER, sites=[SITE], settings=rome.rome.target_settings)
     deltas = objective.zeros()
     (gradient,) = torch.autograd.grad(objective.terms(deltas).total.sum(), [deltas[SITE]])
     assert relative_error(gradient[0], rome.tensor(edit, "grad_step0_param0")) < 1e-4
@@ -144,7 +144,7 @@ def test_the_trajectory_of_delta_equals_the_reference_step_by_step(rome: Golden)
     free = [step for step in range(len(golden)) if golden[step].norm() < limit]
     assert len(free) >= 5
     for step in free[:8]:
-        settings = type(rome.rome._target_settings)(**{**vars(rome.rome._target_settings), "num_steps": step + 2})
+        settings = type(rome.rome.target_settings)(**{**vars(rome.rome.target_settings), "num_steps": step + 2})
         ours = optimise(rome.at(0).lm, [rome.rows(0)], layer=LAYER, sites=[SITE], settings=settings)[0].deltas[SITE]
         assert relative_error(ours, golden[step]) < 1e-4
 
