@@ -12,7 +12,7 @@ from tests.cluster.slurm import Slurm, why_not
 from tests.sweep.commands import Program
 
 EDITS = 8
-LADDER = (f"num_edits=[1,{EDITS}]", "method.num_steps=60")  # slow enough to be hit in the middle
+LADDER = (f"num_edits=[1,{EDITS}]", "method.num_steps=200")  # slow enough to be hit in the middle
 
 
 @pytest.fixture(scope="session")
