@@ -319,7 +319,7 @@ def _manifest(experiment: Experiment, trajectory: Trajectory) -> Mapping[str, An
 def _git_state() -> Mapping[str, Any] | None:
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+            ["git", "--no-optional-locks", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
 
     try:

@@ -15,6 +15,7 @@ import pytest
 
 from editeval.edits.journal import EditJournal
 from editeval.files import read_jsonl
+from editeval.runner.results import ScoreStore
 from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.xdist_group("launch")  # they share one finished run
@@ -50,11 +51,8 @@ def journal_of(run: Path) -> EditJournal:
 
 
 def scores_of(run: Path) -> dict[tuple[object, ...], float]:
-    rows, torn = read_jsonl(run / "scores.jsonl")
-    assert torn == 0
-    return {
-        (row["num_edits"], row["benchmark"], row["task"], row["metric"], row["protocol"], row["state_digest"]): row["value"] for row in rows
-    }
+    """Every score of a whole cell; lines that a kill tore do not count."""
+    return {(s.num_edits, s.benchmark, s.task, s.metric, s.protocol, s.state_digest): s.value for s in ScoreStore(run).scores()}
 
 
 @pytest.fixture(scope="module")
