@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
 import pytest
 import torch
-from omegaconf import DictConfig
+from hydra.utils import get_class
+from omegaconf import DictConfig, OmegaConf
 
 from editeval.edits.journal import EditJournal
 from editeval.experiment import build
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, Editor, EvaluationContext, ModelSource
+from editeval.keyvalue.settings import LocateSettings
 from editeval.models.model import LanguageModel
 from editeval.types import EditError, EditRequest, Probe, SilentProgress, seed_for
 
@@ -24,6 +26,7 @@ METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 CONTROLS = {"none"}  # methods whose edit is meant to change nothing
 NOISE = {"random"}  # methods whose edit is meant to change weights, but to write no fact
 MODELS = sorted(path.stem for path in (CONF / "model").glob("tiny-*.yaml"))
+CORE_MODELS = ("tiny-gpt2", "tiny-llama", "tiny-neox")  # absolute positions and turned weights, gated MLPs, parallel blocks
 GENESIS = "0" * 64
 
 REQUESTS = (
@@ -79,7 +82,13 @@ def bench_for(compose_config: Callable[..., DictConfig], cache_dir: Path) -> Cal
     return make
 
 
-@pytest.fixture(params=[(method, model) for method in METHODS for model in MODELS], ids=lambda pair: "-".join(pair))
+def models_of(method: str) -> Sequence[str]:
+    """Every architecture for methods that locate a site by architecture, three that differ in kind for the others."""
+    target = get_class(OmegaConf.load(CONF / "method" / f"{method}.yaml")._target_)
+    return MODELS if issubclass(target, LocateSettings) else CORE_MODELS
+
+
+@pytest.fixture(params=[(method, model) for method in METHODS for model in models_of(method)], ids=lambda pair: "-".join(pair))
 def bench(request: pytest.FixtureRequest, bench_for: Callable[[str, str], Bench]) -> Bench:
     bench = bench_for(*request.param)
     bench.model.restore()

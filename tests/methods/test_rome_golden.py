@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,12 @@ def lm() -> LanguageModel:
     )
 
 
-@pytest.fixture(scope="module")
-def rome(lm: LanguageModel) -> Golden:
-    return Golden("rome", lm)
+@pytest.fixture
+def rome(lm: LanguageModel) -> Iterator[Golden]:
+    """The module is shared, so its weights are put back: whoever wraps it next takes what it finds for the unedited model."""
+    golden = Golden("rome", lm)
+    yield golden
+    golden.model.restore()
 
 
 @pytest.mark.parametrize("edit", EDITS)
