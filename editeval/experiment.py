@@ -41,6 +41,8 @@ EDIT_SETTINGS_VERSION = 1  # raised when the same settings give other edits than
 
 Kind = TypeVar("Kind")
 
+_PLAIN = frozenset({"bool", "int", "float", "str", "None"})
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunResult:
@@ -217,6 +219,7 @@ def build(node: DictConfig, where: str, kind: type[Kind]) -> Kind:
                 near = difflib.get_close_matches(str(key), sorted(allowed), n=1)
                 hint = f"did you mean {where}.{near[0]}?" if near else f"{where} knows: {', '.join(sorted(allowed))}"
                 raise ConfigError(f"{where} has no setting {key!r}; {hint}")
+        _check_types(dataclasses.fields(target), node, where)
     try:
         made = instantiate(node, _convert_="all")
     except (HydraException, OmegaConfBaseException) as error:
@@ -225,6 +228,22 @@ def build(node: DictConfig, where: str, kind: type[Kind]) -> Kind:
     if not isinstance(made, kind):
         raise ConfigError(f"{where}._target_={node._target_} is not a {kind.__name__}; see editeval/interfaces.py for what it must do")
     return made
+
+
+def _check_types(fields: Sequence[dataclasses.Field[Any]], node: DictConfig, where: str) -> None:
+    """Refuse a plain value of another type than its field's: `method.layer=` is an empty text where a number belongs.
+
+    Raises:
+        ConfigError: names field, value and what is allowed.
+    """
+    for field in fields:
+        allowed = str(field.type).split(" | ")  # annotations are text: what they name need not be imported
+        value = node.get(field.name)
+        kind = "None" if value is None else type(value).__name__
+        if field.name not in node or kind not in _PLAIN or not set(allowed) <= _PLAIN:
+            continue  # nested nodes and lists are judged by the class itself
+        if kind not in allowed and not (kind == "int" and "float" in allowed):
+            raise ConfigError(f"{where}.{field.name}={value!r} must be {' or '.join(allowed).replace('None', 'null')}, got {kind}")
 
 
 def rungs_of(num_edits: int | ListConfig | Sequence[int] | None) -> tuple[int, ...]:
