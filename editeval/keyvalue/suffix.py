@@ -44,6 +44,13 @@ def pad_rows(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     return torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
 
 
+def first_tensor(output: Any) -> Tensor:
+    """Return what a layer makes of its hidden states, which may come with other things in a tuple."""
+    value = output[0] if isinstance(output, tuple) else output
+    assert isinstance(value, Tensor)
+    return value
+
+
 class SuffixPass:
     """Rows of tokens whose positions before the subject's last token were computed once.
 
@@ -95,10 +102,10 @@ class SuffixPass:
         with ExitStack() as stack:
             for path in self._sites:
                 stack.enter_context(replace_output(self._lm.module, path, _adder(added_BD[path])))
-            first = _tensor(self._layers[0](self._first_input, **self._arguments[0]))
+            first = first_tensor(self._layers[0](self._first_input, **self._arguments[0]))
         hidden = torch.cat([first, self._later_outputs.to(first.device)], dim=1)
         for module, arguments in zip(self._layers[1:], self._arguments[1:], strict=True):
-            hidden = _tensor(module(hidden, **arguments))
+            hidden = first_tensor(module(hidden, **arguments))
         return hidden
 
     def _at_subject(self, states_BTD: Tensor) -> Tensor:
@@ -223,9 +230,3 @@ def _adder(added_BD: Tensor) -> Any:
         return output_B1D + added_BD.to(device=output_B1D.device, dtype=output_B1D.dtype)[:, None]
 
     return add
-
-
-def _tensor(output: Any) -> Tensor:
-    value = output[0] if isinstance(output, tuple) else output
-    assert isinstance(value, Tensor)
-    return value
