@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
 from editeval.keyvalue.adam import adam, new_moments
-from editeval.keyvalue.lookup import locate
+from editeval.keyvalue.lookup import Located, locate
 from editeval.keyvalue.suffix import next_token_logits
 from editeval.keyvalue.upper import UpperPass, changed
 from editeval.models.model import LanguageModel
@@ -87,12 +87,17 @@ def target_row(
         tokenizer, request.prompt, request.subject, target=request.target_new, max_tokens=max_tokens, request_id=request.request_id
     )
     end = (tokenizer.eos_token_id,) if with_end and tokenizer.eos_token_id is not None else ()
+    return scored_row(located, scored_at=scored_at, end=end, request_id=request.request_id)
+
+
+def scored_row(located: Located, *, scored_at: str, end: Sequence[int] = (), request_id: str = "") -> TargetRow:
+    """Return the row of an encoded prompt and target; `end` are tokens that follow the target."""
     tokens = (*located.target_ids, *end)
     prompt = located.token_ids[: located.target_start]
     at_end = scored_at == "prompt_end"
     given = () if at_end else tokens[:-1]
     return TargetRow(
-        request_id=request.request_id,
+        request_id=request_id,
         input_ids=(*prompt, *given),
         positions=tuple(len(prompt) - 1 + (0 if at_end else number) for number in range(len(tokens))),
         tokens=tokens,

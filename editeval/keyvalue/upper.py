@@ -58,8 +58,8 @@ def changed(module: nn.Module, deltas: Mapping[str, Tensor]) -> Iterator[None]:
 
     def adder(delta_OI: Tensor) -> Any:
         def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-            added = arguments[0].float() @ delta_OI.to(output.device).T
-            return (output.float() + added).to(output.dtype)
+            added: Tensor = arguments[0].float() @ delta_OI.to(output.device).T
+            return (added + output.float()).to(output.dtype)
 
         return hook
 
