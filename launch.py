@@ -23,14 +23,17 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # hydra then raises its errors instead of print
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
-    """Run one trajectory: compose, check, edit, measure, report."""
-    from editeval.experiment import run
+    """Run one trajectory: compose, check, edit, measure, report; or with prepare_only what comes before it."""
+    from editeval.experiment import prepare, run
     from editeval.sweep.watch import watching
     from editeval.types import EditevalError
 
     try:
         with watching(Path(config.paths.runs), HydraConfig.get().overrides.task) as watch:
-            run(config, watch)
+            if config.prepare_only:
+                prepare(config)
+            else:
+                run(config, watch)
     except EditevalError as error:
         if HydraConfig.get().mode is RunMode.MULTIRUN:
             raise  # the other jobs of the sweep still run; hydra reports this one at the end

@@ -13,6 +13,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache as remember
@@ -126,8 +127,26 @@ def execute(experiment: Experiment) -> RunResult:
         return _execute(experiment)
 
 
+def prepare(config: DictConfig) -> None:
+    """Let the method put what it computes once for a model into the cache, and say where that is: a step before many runs.
+
+    Raises:
+        EditevalError: as `run`.
+    """
+    experiment = assemble(config)
+    progress = _progress(experiment)
+    with _quiet("transformers"):
+        model = EditedModel(experiment.source.load(), batch_tokens=experiment.batch_tokens)
+        started = time.perf_counter()
+        experiment.method.prepare(model, experiment.cache, progress)
+    progress.message(
+        f"method {experiment.config['method']['name']} is ready for {experiment.source.describe().name} "
+        f"({time.perf_counter() - started:.1f} s); runs with the same settings find what it needs in {experiment.cache.root}"
+    )
+
+
 def _execute(experiment: Experiment) -> RunResult:
-    progress = next((callback for callback in experiment.callbacks if isinstance(callback, Progress)), SilentProgress())
+    progress = _progress(experiment)
     load_model = remember(lambda: EditedModel(experiment.source.load(), batch_tokens=experiment.batch_tokens))
     fingerprint = experiment.source.fingerprint()
     requests = select(experiment, fingerprint, load_model, progress)
@@ -172,6 +191,10 @@ def _execute(experiment: Experiment) -> RunResult:
         )
         scores = runner.run()
         return RunResult(run_dir=run_dir, edit_key=trajectory.edit_key, final_digest=journal.head, scores=scores)
+
+
+def _progress(experiment: Experiment) -> Progress:
+    return next((callback for callback in experiment.callbacks if isinstance(callback, Progress)), SilentProgress())
 
 
 # -- config to objects -----------------------------------------------------------------------------------------------------

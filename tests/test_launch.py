@@ -191,6 +191,15 @@ def test_bad_input_is_one_clear_sentence_before_any_weights(
     assert not list(tmp_path.glob("*/journal"))
 
 
+def test_prepare_only_fills_the_cache_and_makes_no_run(tmp_path: Path) -> None:
+    runs, cache = tmp_path / "runs", tmp_path / "cache"
+    output = launch(runs, cache, "prepare_only=true")
+    assert "method rome is ready for tiny-llama" in output
+    assert str(cache) in output
+    assert list((cache / "covariance-factor").glob("*.safetensors"))
+    assert runs_in(runs) == []
+
+
 @pytest.mark.parametrize("flag", [("--help",), ("--cfg", "job")])
 def test_help_and_config_need_no_heavy_import(flag: tuple[str, ...]) -> None:
     code = (
