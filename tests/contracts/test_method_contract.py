@@ -128,7 +128,9 @@ def test_01_computing_an_edit_leaves_weights_and_random_state_as_found(bench: Be
     assert torch.equal(random_state, torch.get_rng_state())
 
 
-def test_02_each_applied_edit_raises_its_target_and_changes_the_weights(bench: Bench, writes: bool, request: pytest.FixtureRequest) -> None:
+def test_02_each_applied_edit_raises_its_target_and_changes_weights_or_adapter(
+    bench: Bench, writes: bool, request: pytest.FixtureRequest
+) -> None:
     """By a quarter of a nat at least; over five seeds of each model the least that any method reached is half a nat (PMET, Gemma-2)."""
     gains = []
     for fact in DIRECT:
@@ -150,7 +152,7 @@ def test_03_a_recorded_edit_equals_the_live_one_bit_for_bit(bench: Bench, tmp_pa
         edit = bench.editor.edit([request], seed=2)
         edits.append(edit)
         bench.model.apply(edit)
-    live = weights(bench.model)
+    live, digest = weights(bench.model), bench.model.weights_digest()
     with EditJournal.open(tmp_path / "journal", genesis=GENESIS) as journal:
         for request, edit in zip(REQUESTS, edits, strict=True):
             journal.append((request.request_id,), edit, 0.5)
@@ -159,6 +161,7 @@ def test_03_a_recorded_edit_equals_the_live_one_bit_for_bit(bench: Bench, tmp_pa
         for entry in journal.entries(0, len(journal)):
             bench.model.apply(entry.edit)
     assert same(live, weights(bench.model))
+    assert bench.model.weights_digest() == digest
 
 
 def test_04_some_edits_then_more_after_a_resume_equal_all_at_once(
@@ -199,11 +202,12 @@ def test_06_another_trajectory_in_the_same_process_changes_nothing(bench: Bench)
 
 
 def test_07_restore_is_exact(bench: Bench) -> None:
-    before = weights(bench.model)
+    before, digest, log_prob = weights(bench.model), bench.model.weights_digest(), bench.log_prob(REQUESTS[0])
     bench.edit(*REQUESTS)
     bench.model.restore()
     assert same(before, weights(bench.model))
     assert bench.model.num_applied == 0
+    assert (bench.model.weights_digest(), bench.log_prob(REQUESTS[0])) == (digest, log_prob)
 
 
 def test_08_a_request_that_cannot_be_edited_is_named(bench: Bench, writes: bool) -> None:
@@ -231,8 +235,12 @@ def test_09_the_harness_sees_the_edit(bench: Bench, writes: bool) -> None:
 
 def test_10_padding_batch_size_and_neighbours_do_not_change_a_score(bench: Bench) -> None:
     bench.edit(*REQUESTS)
+    edited = REQUESTS[0].full_prompt
     contexts = [request.full_prompt for request in REQUESTS] + ["Yes", "A much longer context that has nothing to do with the others, but"]
     continuations = [" " + request.target_new for request in REQUESTS] + [" no", " so"]
+    # An edited prompt with a second answer, within a longer prompt, within a continuation, and cut short.
+    contexts += [edited, f"{edited} not only English, it is", edited[:-3], edited.rpartition(" ")[0]]
+    continuations += [" French", " Greek", " is English", " was"]
     together = bench.model.score(contexts, continuations)
     texts = bench.model.generate(contexts, max_new_tokens=4)
     for context, continuation, score, text in zip(contexts, continuations, together, texts, strict=True):
