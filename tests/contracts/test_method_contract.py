@@ -47,7 +47,7 @@ REQUESTS = (
 # the very position that predicts it. Further on only attention carries it, and that of a random model does so by chance: over seeds of the
 # models, a single gain of REQUESTS, which have words between, lies anywhere between -3 and 10 nats.
 DIRECT = tuple(
-    EditRequest(request_id=name, prompt=prompt, subject=subject, target_new=target)
+    EditRequest(request_id=name, prompt=prompt, subject=subject, target_new=target, target_true="to")
     for name, prompt, subject, target in (
         ("d", "All of them went to {}", "Papua New Guinea", "and"),
         ("e", "The one they named was {}", "Danielle Darrieux", "that"),
