@@ -24,7 +24,7 @@ def names(group: str) -> list[str]:
     ("group", "kind", "name"),
     [
         (group, kind, name)
-        for group, kind in (("model", ModelSource), ("method", EditMethod), ("dataset", EditDataset))
+        for group, kind in (("model", ModelSource), ("method", EditMethod), ("dataset", EditDataset), ("training", EditDataset))
         for name in names(group)
     ],
 )
