@@ -115,6 +115,12 @@ def assemble(config: DictConfig) -> Experiment:
             f"method {resolved['method']['name']} writes at most {most} fact(s) an edit, got batch_size={experiment.batch_size}; "
             "lower batch_size, or choose a method that writes batches, such as method=memit"
         )
+    if not getattr(experiment.method, "streaming", True) and experiment.rungs[-1] > 1:
+        facts = experiment.rungs[-1] * experiment.batch_size
+        raise ConfigError(
+            f"method {resolved['method']['name']} writes all facts in one edit, so it has no trajectory of {experiment.rungs[-1]} edits; "
+            f"set batch_size={facts} num_edits=1 for the same {facts} facts"
+        )
     experiment.dataset.check()
     for benchmark in experiment.benchmarks.values():
         benchmark.check()

@@ -62,7 +62,8 @@ def editing_features(lm: LanguageModel, rows: Sequence[TargetRow], sites: Sequen
         loss = -(log_probs.gather(1, tokens.to(log_probs.device)[:, None])[:, 0] * weights.to(log_probs.device)).sum()
         if not bool(torch.isfinite(loss)):
             raise EditError(
-                f"the loss is {float(loss)}; the model may be broken by earlier edits", request_ids=[row.request_id for row in rows]
+                f"the loss is {float(loss.detach())}; the model may be broken by earlier edits",
+                request_ids=[row.request_id for row in rows],
             )
         gradients = torch.autograd.grad(loss, [outputs[site] for site in sites])
     return EditingFeatures(
