@@ -1,6 +1,6 @@
 """The control that changes as much, at random: what is left of an effect when the edit's direction means nothing.
 
-    python launch.py method=random method@method.of=memit num_edits=10
+    python launch.py method=random method@of=memit num_edits=10
 
 Computes the edit of another method (`of`) and replaces each of its updates by Gaussian noise of the same shape, rank and Frobenius norm.
 """
@@ -32,7 +32,7 @@ class RandomEdit:
 
     def __post_init__(self) -> None:
         if not isinstance(self.of, EditMethod):
-            raise ConfigError(f"method.of is {self.of!r}, no editing method; choose one, such as method@method.of=memit")
+            raise ConfigError(f"method.of is {self.of!r}, no editing method; choose one, such as method@of=memit")
 
     @property
     def max_batch_size(self) -> int | None:
