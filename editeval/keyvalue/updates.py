@@ -6,17 +6,22 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from editeval.edits.delta import Delta, LowRankDelta
+from editeval.edits.delta import Delta, DenseDelta, LowRankDelta, WeightDelta
 
 
-def dense(delta: Delta) -> Tensor:
+def weight_deltas(deltas: Sequence[Delta]) -> tuple[WeightDelta, ...]:
+    """Return those deltas that are updates of weights."""
+    return tuple(delta for delta in deltas if isinstance(delta, LowRankDelta | DenseDelta))
+
+
+def dense(delta: WeightDelta) -> Tensor:
     """Return dW (d_out, d_in), float32 on the CPU; a product of factors is summed in float64."""
     if isinstance(delta, LowRankDelta):
         return (delta.left.cpu().double() @ delta.right.cpu().double()).float()
     return delta.value.cpu().float()
 
 
-def dense_by_parameter(deltas: Sequence[Delta]) -> dict[str, Tensor]:
+def dense_by_parameter(deltas: Sequence[WeightDelta]) -> dict[str, Tensor]:
     """Return the sum of all deltas of each parameter."""
     found: dict[str, Tensor] = {}
     for delta in deltas:

@@ -22,7 +22,7 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod
 from editeval.interfaces import Editor as InnerEditor
-from editeval.keyvalue.updates import dense_by_parameter
+from editeval.keyvalue.updates import dense_by_parameter, weight_deltas
 from editeval.types import ConfigError, EditRequest, ModelDescription, Progress
 
 
@@ -73,7 +73,7 @@ class Editor:
             EditError: the method cannot compute its edit.
         """
         edit = self.inner.edit(requests, seed=seed)
-        whole = dense_by_parameter(edit.deltas)
+        whole = dense_by_parameter(weight_deltas(edit.deltas))
         kept = {name: _kept(value, self.model.weight(name).cpu(), share=self.keep) for name, value in whole.items()}
         deltas: tuple[Delta, ...] = tuple(DenseDelta(parameter=name, value=value) for name, value in kept.items())
         diagnostics = {**edit.diagnostics, "update_norm_whole": _norm(whole), "update_norm": _norm(kept)}
