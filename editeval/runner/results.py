@@ -110,7 +110,7 @@ class ScoreStore:
         if not path.exists():
             return ()
         lines = gzip.decompress(path.read_bytes()).decode().splitlines()
-        return tuple(_restore_floats(json.loads(line)) for line in lines)
+        return tuple(_restore_floats(json.loads(line)) if "non_finite" in line else json.loads(line) for line in lines)
 
     @property
     def torn_lines(self) -> int:

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from editeval.edits.delta import Edit, LowRankDelta
+from editeval.edits.delta import Edit
 from editeval.edits.journal import EditJournal, JournalDiverged, JournalEntry
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import Benchmark, Callback, ChecksModel, EditEvent, EditMethod, Editor, EvaluationContext, RunState
+from editeval.interfaces import Benchmark, Callback, ChecksModel, EditEvent, EditMethod, Editor, EvaluationContext, RunState, attach
 from editeval.runner.results import BaseScores, ScoreStore
 from editeval.types import EditError, EditRequest, Evaluation, JournalError, Progress, Score, SilentProgress, content_key, seed_for
 
@@ -128,6 +128,8 @@ class Runner:
 
     def _advance(self, rung: int) -> str | None:
         """Bring the model to the state after `rung` edits: replay what the journal holds, compute the rest."""
+        if rung > 0:
+            attach(self.method, self.model, self.cache, self.progress)
         while self.model.num_applied < rung:
             try:
                 reason = self._step()
@@ -252,9 +254,9 @@ class Runner:
 
 
 def _non_finite(edit: Edit) -> str | None:
-    """Return the parameter whose update holds NaN or infinity, or None; such an edit would end every measurement after it."""
+    """Return which parameter or site gets NaN or infinity, or None; such an edit would end every measurement after it."""
     for delta in edit.deltas:
-        tensors = (delta.left, delta.right) if isinstance(delta, LowRankDelta) else (delta.value,)
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-            return delta.parameter
+        for name, value in vars(delta).items():
+            if isinstance(value, torch.Tensor) and not bool(torch.isfinite(value).all()):
+                return str(getattr(delta, "parameter", None) or getattr(delta, "site", None) or name)
     return None

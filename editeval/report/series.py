@@ -1,0 +1,298 @@
+"""Runs that differ in the seed alone are one series: its curves with intervals over items and over orders of edits.
+
+A *series* is a model, a method with one setting, and a data set. Its retained ability is estimated for each benchmark at each
+rung; the mean over benchmarks counts those on which the unedited model is above chance, and never mixes protocols.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from editeval.report.statistics import (
+    Estimate,
+    Interval,
+    Retained,
+    combine,
+    fieller,
+    first_lost,
+    holm,
+    last_kept,
+    mcnemar,
+    paired_bootstrap,
+    retained,
+    wilson,
+)
+from editeval.report.study import Run, Studies
+from editeval.runner.table import NORMAL_95, PROTOCOLS_FIRST, Column
+from editeval.types import content_key
+
+NAMED_SETTINGS = 3  # of a label; where more differ, a hash tells the settings apart
+THERE = 0.1  # edits are there if the lower bound of efficacy is this much above the unedited model's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """A paired test of one benchmark at one rung of one run against the unedited model."""
+
+    run: Run
+    column: Column
+    rung: int
+    difference: float
+    p_value: float
+    adjusted: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Series:
+    """Runs of one model, method setting and data set, by seed."""
+
+    model: str
+    method: str  # with what tells it from other settings of the same method
+    dataset: str
+    runs: tuple[Run, ...]
+    is_control: bool
+    known: Studies
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds, which are orders of edits."""
+        return tuple(run.seed for run in self.runs)
+
+    @cached_property
+    def rungs(self) -> tuple[int, ...]:
+        """Numbers of edits that every run has, without 0."""
+        return tuple(sorted(set.intersection(*(set(run.rungs) for run in self.runs)) - {0}))
+
+    @cached_property
+    def columns(self) -> tuple[Column, ...]:
+        """Ability and safety columns that every run has at rung 0 and at some rung."""
+        first, *others = (set(run.ability_columns) for run in self.runs)
+        common = first.intersection(*others)
+        return tuple(column for column in self.runs[0].ability_columns if column in common and (0, column) in self.runs[0].table.cells)
+
+    @cached_property
+    def ability(self) -> tuple[Column, ...]:
+        """Columns of general ability."""
+        return tuple(column for column in self.columns if not self.known.is_safety(column))
+
+    @cached_property
+    def safety(self) -> tuple[Column, ...]:
+        """Columns of safety."""
+        return tuple(column for column in self.columns if self.known.is_safety(column))
+
+    # -- edit quality ----------------------------------------------------------------------------------------------
+
+    def quality(self, metric: str) -> dict[int, Interval]:
+        """Return a measure of edit quality at each rung over all facts edited so far, pooled over runs (Wilson's interval)."""
+        found: dict[int, Interval] = {}
+        for rung in (0, *self.rungs):
+            scores = [
+                run.table.cells[(rung, column)]
+                for run in self.runs
+                if (column := run.edit_column(metric)) is not None and (rung, column) in run.table.cells
+            ]
+            n = sum(score.n for score in scores)
+            if n and all(math.isfinite(score.value) for score in scores):
+                found[rung] = wilson(sum(score.value * score.n for score in scores), n)
+        return found
+
+    @cached_property
+    def efficacy(self) -> dict[int, Interval]:
+        """Efficacy at each rung."""
+        return self.quality("efficacy")
+
+    def edits_are_there(self, rung: int) -> bool | None:
+        """Return whether the edits show at a rung: efficacy's lower bound well above the unedited model's; None: not measured."""
+        if rung not in self.efficacy:
+            return None
+        before = self.efficacy[0].value if 0 in self.efficacy else 0.0
+        return self.efficacy[rung].low - before > THERE
+
+    @property
+    def edits_were_there(self) -> bool:
+        """Return whether the edits show at some rung."""
+        return any(self.edits_are_there(rung) for rung in self.rungs)
+
+    # -- retained ability ------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _retained(self) -> dict[tuple[int, Column], Retained]:
+        return {
+            (rung, column): found
+            for column in self.columns
+            for rung in self.rungs
+            if (found := _retained_of(self.runs, rung, column, balanced=self.known.is_balanced(column))) is not None
+        }
+
+    def retained(self, rung: int, column: Column) -> Retained | None:
+        """Return r of a benchmark at a rung, or None where it was not measured."""
+        return self._retained.get((rung, column))
+
+    def can_show_damage(self, column: Column) -> bool:
+        """Return whether the unedited model is above chance on a benchmark."""
+        return any(found.can_show_damage for (_, other), found in self._retained.items() if other == column)
+
+    @cached_property
+    def protocol(self) -> str | None:
+        """The protocol of most ability benchmarks that can show damage; means are over these."""
+        names = [column.protocol for column in self.ability if self.can_show_damage(column)]
+        order = [*PROTOCOLS_FIRST, *names]
+        return max(dict.fromkeys(names), key=lambda name: (names.count(name), -order.index(name)), default=None)
+
+    @cached_property
+    def counted(self) -> tuple[Column, ...]:
+        """Ability benchmarks that the mean is over."""
+        return tuple(column for column in self.ability if column.protocol == self.protocol and self.can_show_damage(column))
+
+    def mean_estimate(self, rung: int) -> Estimate | None:
+        """Return the mean r over the counted benchmarks as an estimate that can be compared with others'."""
+        found = [self.retained(rung, column) for column in self.counted]
+        kept = [one.estimate for one in found if one is not None]
+        return combine([(1 / len(kept), estimate) for estimate in kept]) if kept and len(kept) == len(found) else None
+
+    @cached_property
+    def mean(self) -> dict[int, Interval]:
+        """Mean r at each rung, where all counted benchmarks were measured."""
+        estimates = {rung: self.mean_estimate(rung) for rung in self.rungs}
+        if len(self.counted) == 1:
+            return {rung: found.interval for rung in self.rungs if (found := self.retained(rung, self.counted[0])) is not None}
+        return {rung: estimate.interval() for rung, estimate in estimates.items() if estimate is not None}
+
+    def last_kept(self, share: float) -> int:
+        """Return n90 or n50 of the mean; 0 where no rung keeps it."""
+        return last_kept(list(self.mean.items()), share)
+
+    def first_lost(self, share: float) -> int | None:
+        """Return the first number of edits at which the mean has certainly lost the share, or every run broke; None: never seen."""
+        broken = [run.collapsed_at for run in self.runs]
+        found = [
+            first_lost(list(self.mean.items()), share),
+            max((step for step in broken if step is not None), default=None) if all(broken) else None,
+        ]
+        return min((rung for rung in found if rung is not None), default=None)
+
+
+def _retained_of(runs: Sequence[Run], rung: int, column: Column, *, balanced: bool) -> Retained | None:
+    scores = [(run.table.cells.get((0, column)), run.table.cells.get((rung, column))) for run in runs]
+    pairs = [(before, after) for before, after in scores if before is not None and after is not None]
+    if len(pairs) < len(runs) or not all(math.isfinite(score.value) for pair in pairs for score in pair):
+        return None
+    base = runs[0].outcomes.get((0, column))
+    chance = pairs[0][0].chance or 0.0
+    if base is not None:
+        rows = [None if (found := run.outcomes.get((rung, column))) is None else found.aligned(base.names) for run in runs]
+        if all(row is not None for row in rows):
+            even = 0.5 if balanced and not pairs[0][0].chance else chance
+            return retained(base.values, np.array(rows, float), chance=even, pool=f"{column.name} {hash(base.names)}")
+    return _retained_of_means(pairs, chance)
+
+
+def _retained_of_means(pairs: Sequence[tuple[Any, Any]], chance: float) -> Retained:
+    """Return r from means and standard errors alone: taken as independent, which is wider than the truth."""
+    before, after = pairs[0][0], [score for _, score in pairs]
+    top, bottom = float(np.mean([score.value for score in after])) - chance, before.value - chance
+    var_top, var_bottom = float(np.mean([(score.stderr or 0.0) ** 2 for score in after])), (before.stderr or 0.0) ** 2
+    ratio = top / bottom if bottom else math.nan
+    estimate = Estimate(
+        value=ratio,
+        orders=tuple((score.value - chance) / bottom if bottom else math.nan for score in after),
+        extra_variance=(var_top + ratio**2 * var_bottom) / bottom**2 if bottom else 0.0,
+    )
+    interval = fieller(top, bottom, var_top + estimate.order_variance * bottom**2, var_bottom, 0.0, quantile=estimate.quantile())
+    return Retained(interval=interval, estimate=estimate, can_show_damage=bottom - NORMAL_95 * math.sqrt(var_bottom) > 0)
+
+
+# -- grouping --------------------------------------------------------------------------------------------------------------
+
+
+def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
+    """Group runs into series; where a method was run with several settings, its label says what differs."""
+    labels = method_labels(runs)
+    sets = _labels(runs, lambda run: (run.dataset,), "dataset")
+    grouped: dict[tuple[str, str, str], dict[int, Run]] = {}
+    for run in runs:
+        name = (run.model, labels[run.folder.as_posix()], sets[run.folder.as_posix()])
+        grouped.setdefault(name, {}).setdefault(run.seed, run)
+    return tuple(
+        Series(
+            model=model,
+            method=method,
+            dataset=dataset,
+            runs=tuple(found.values()),
+            is_control=next(iter(found.values())).method in known.controls,
+            known=known,
+        )
+        for (model, method, dataset), found in grouped.items()
+    )
+
+
+def method_labels(runs: Sequence[Run]) -> dict[str, str]:
+    """Return each run's (by its folder) method with the settings in which runs of the same model and method differ."""
+    return _labels(runs, lambda run: (run.model, run.method), "method")
+
+
+def _labels(runs: Sequence[Run], group_of: Any, group: str) -> dict[str, str]:
+    grouped: dict[tuple[str, ...], list[Run]] = {}
+    for run in runs:
+        grouped.setdefault(group_of(run), []).append(run)
+    labels = {}
+    for mine in grouped.values():
+        flat = [
+            _flat(run.config.get(group, {})) | ({"batch": run.config.get("batch_size", 1)} if group == "method" else {}) for run in mine
+        ]
+        keys = sorted({key for one in flat for key in one if not key.startswith(("_target_", "corpus.", "of.corpus."))})
+        differing = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
+        for run, one in zip(mine, flat, strict=True):
+            base = run.method if group == "method" else run.dataset
+            told = ", ".join(f"{key}={_short(one.get(key))}" for key in differing[:NAMED_SETTINGS])
+            if len(differing) > NAMED_SETTINGS:
+                told += f", … {content_key({key: repr(one.get(key)) for key in differing})[:4]}"
+            labels[run.folder.as_posix()] = f"{base} ({told})" if told else base
+    return labels
+
+
+def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(node, Mapping):
+        return {prefix.rstrip("."): node}
+    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
+
+
+def _short(value: Any) -> str:
+    text = "default" if value is None else str(value)
+    return text if len(text) <= 24 else f"{text[:23]}…"
+
+
+# -- tests -----------------------------------------------------------------------------------------------------------------
+
+
+def changes(series: Sequence[Series]) -> tuple[Change, ...]:
+    """Test every benchmark of every run at every rung against the unedited model on the same items; Holm over all of them."""
+    found = [
+        Change(run=run, column=column, rung=rung, difference=float(np.mean(after - before)), p_value=p_value(before, after))
+        for one in series
+        for run in one.runs
+        for column in one.columns
+        if (base := run.outcomes.get((0, column))) is not None
+        for rung in run.rungs
+        if rung and (now := run.outcomes.get((rung, column))) is not None
+        for before, after in [(base.values, now.aligned(base.names))]
+        if after is not None
+    ]
+    adjusted = holm([change.p_value for change in found])
+    return tuple(
+        Change(run=change.run, column=change.column, rung=change.rung, difference=change.difference, p_value=change.p_value, adjusted=value)
+        for change, value in zip(found, adjusted, strict=True)
+    )
+
+
+def p_value(before: Any, after: Any) -> float:
+    """Return the p-value of a paired change: McNemar's test for right and wrong, the bootstrap for graded scores."""
+    if bool(((before == 0) | (before == 1)).all() and ((after == 0) | (after == 1)).all()):
+        return mcnemar(before, after)
+    return paired_bootstrap(before, after, seed=0, resamples=2000)[1]

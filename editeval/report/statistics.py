@@ -1,0 +1,345 @@
+"""The statistics of a study: paired over items, with intervals that also count in the orders of the edits.
+
+Retained ability, the quantity of every question, is r = (s_n - chance) / (s_0 - chance): the share of what the unedited model
+can do beyond guessing that is left after n edits. Items are asked of both models, so r is a ratio of paired means:
+
+- one r alone gets Fieller's interval (Fieller 1954, https://doi.org/10.1111/j.2517-6161.1954.tb00159.x), which is unbounded
+  exactly where the unedited model is not above chance;
+- sums of r (means over benchmarks, areas under curves, differences of differences) get the delta method: each item's
+  influence on r is kept, so that two models asked the same items are compared item by item.
+
+Items and orders of edits are two crossed samples. The variance of a mean over K orders is taken as (variance between items) / N
++ (variance between orders) / K, with the degrees of freedom of Satterthwaite 1946, https://doi.org/10.2307/3002019.
+
+Shapes: N items, K orders of edits, B resamples.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special, stats
+from scipy.optimize import brentq
+
+CONFIDENCE = 0.95
+EXACT_SPEARMAN = 7  # at most so many points are permuted in every way (5,040)
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A number with its two-sided interval of `CONFIDENCE`; infinite where the data bound nothing."""
+
+    value: float
+    low: float
+    high: float
+
+    def excludes(self, value: float) -> bool:
+        """Return whether the interval lies to one side of a value."""
+        return self.low > value or self.high < value
+
+
+# -- paired tests ----------------------------------------------------------------------------------------------------------
+
+
+def mcnemar(before: Array, after: Array) -> float:
+    """Return the exact two-sided p-value of McNemar's test on right (1) and wrong (0) answers of the same items, (N,) each.
+
+    Under no effect an item that changes is as likely lost as gained: binomial with 1/2 over the items that changed
+    (McNemar 1947, https://doi.org/10.1007/BF02295996).
+    """
+    lost, gained = int(np.sum((before == 1) & (after == 0))), int(np.sum((before == 0) & (after == 1)))
+    changed = lost + gained
+    return min(1.0, 2 * float(stats.binom.cdf(min(lost, gained), changed, 0.5))) if changed else 1.0
+
+
+def paired_bootstrap(before: Array, after: Array, *, seed: int, resamples: int = 4000) -> tuple[Interval, float]:
+    """Return the mean of after - before, (N,) each, with its percentile interval, and a two-sided p-value.
+
+    The p-value is twice the smaller share of resampled means on one side of zero, at least 2 / (B + 1) (Davison and Hinkley
+    1997, section 4.4): for scores that are no mere right and wrong.
+
+    Raises:
+        ValueError: fewer than two items.
+    """
+    difference = np.asarray(after, float) - np.asarray(before, float)
+    if len(difference) < 2:
+        raise ValueError(f"a bootstrap needs at least 2 items; got {len(difference)}")
+    random = np.random.default_rng(seed)
+    means_B = np.concatenate(
+        [difference[random.integers(0, len(difference), (part, len(difference)))].mean(1) for part in _parts(resamples)]
+    )
+    low, high = np.quantile(means_B, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    one_side = min(int(np.sum(means_B <= 0)), int(np.sum(means_B >= 0)))
+    p_value = min(1.0, 2 * (one_side + 1) / (resamples + 1))
+    return Interval(value=float(difference.mean()), low=float(low), high=float(high)), p_value
+
+
+def _parts(total: int, size: int = 500) -> Iterable[int]:
+    return (min(size, total - start) for start in range(0, total, size))
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Return the p-values adjusted for their number, in the given order (Holm 1979, step down)."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        adjusted[place] = highest
+    return tuple(adjusted)
+
+
+def wilson(successes: float, n: int) -> Interval:
+    """Return a share with Wilson's score interval (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953).
+
+    Raises:
+        ValueError: no trials.
+    """
+    if n < 1:
+        raise ValueError("a share needs at least one trial")
+    z, share = _normal(), successes / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Interval(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
+
+
+# -- estimates -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A number, and what it owes to each item and to each order of edits.
+
+    `pools` maps a set of items to each item's influence, (N,): the variance over items is that of its mean. Estimates on the same
+    pool are compared item by item. `orders`, (K,), is the number under each order of edits. `extra_variance` is what is known of
+    the variance beside the items.
+    """
+
+    value: float
+    pools: Mapping[str, Array] = field(default_factory=dict)
+    orders: tuple[float, ...] = ()
+    extra_variance: float = 0.0
+
+    @property
+    def item_variance(self) -> float:
+        """Variance of the number over draws of the items."""
+        return self.extra_variance + sum(_variance_of_mean(pool) for pool in self.pools.values())
+
+    @property
+    def order_variance(self) -> float:
+        """Variance of the number over draws of the orders; 0 where there is one order, which tells nothing about others."""
+        return _variance_of_mean(np.asarray(self.orders, float))
+
+    @property
+    def variance(self) -> float:
+        """Variance of the number."""
+        return self.item_variance + self.order_variance
+
+    def interval(self) -> Interval:
+        """Return the number with its t interval."""
+        half = self.quantile() * math.sqrt(self.variance)
+        return Interval(value=self.value, low=self.value - half, high=self.value + half)
+
+    def quantile(self) -> float:
+        """Return the two-sided quantile of t with Satterthwaite's degrees of freedom."""
+        freedom = max((len(pool) for pool in self.pools.values()), default=0) - 1
+        parts = [(self.item_variance, freedom if freedom > 0 else math.inf), (self.order_variance, len(self.orders) - 1)]
+        total = sum(part for part, _ in parts)
+        weight = sum(part * part / degrees for part, degrees in parts if part > 0 and degrees > 0)
+        return float(special.stdtrit(total * total / weight, (1 + CONFIDENCE) / 2)) if weight > 0 else _normal()
+
+
+def combine(terms: Sequence[tuple[float, Estimate]]) -> Estimate:
+    """Return the weighted sum of estimates: paired where they share a pool of items, independent where they do not.
+
+    Orders go together by place; where the numbers of orders differ, only the first ones that all have do.
+
+    Raises:
+        ValueError: nothing to add, or two estimates of the same pool with different numbers of items.
+    """
+    if not terms:
+        raise ValueError("a combination needs at least one estimate")
+    pools: dict[str, Array] = {}
+    for weight, estimate in terms:
+        for name, influence in estimate.pools.items():
+            if name in pools and len(pools[name]) != len(influence):
+                raise ValueError(f"items of {name}: {len(pools[name])} and {len(influence)}; estimates of one pool need the same items")
+            pools[name] = pools.get(name, 0.0) + weight * influence
+    orders = zip(*([weight * order for order in estimate.orders] for weight, estimate in terms), strict=False)
+    return Estimate(
+        value=sum(weight * estimate.value for weight, estimate in terms),
+        pools=pools,
+        orders=tuple(sum(order) for order in orders),
+        extra_variance=sum(weight * weight * estimate.extra_variance for weight, estimate in terms),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retained:
+    """Retained ability: Fieller's interval, and the estimate for sums. `can_show_damage` is whether s_0 is above chance."""
+
+    interval: Interval
+    estimate: Estimate
+    can_show_damage: bool
+
+
+def retained(before_N: Array, after_KN: Array, *, chance: float, pool: str) -> Retained:
+    """Return r of items answered before, (N,), and after the edits under each order, (K, N).
+
+    Where every item is right or wrong, the variance has in it two more pairs, one lost and one gained (as in Bonett and Price
+    2012, https://doi.org/10.3102/1076998611411915): that no item of a few changed does not prove that none ever would.
+
+    Raises:
+        ValueError: fewer than two items.
+    """
+    before, after = np.asarray(before_N, float), np.asarray(after_KN, float)
+    if len(before) < 2:
+        raise ValueError(f"retained ability needs at least 2 items; got {len(before)}")
+    mean_after = after.mean(0)
+    numerator, denominator = float(mean_after.mean() - chance), float(before.mean() - chance)
+    ratio = numerator / denominator if denominator else math.nan
+    binary = bool(((before == 0) | (before == 1)).all() and ((after == 0) | (after == 1)).all())
+    pseudo = np.array([[1.0, 0.0], [0.0, 1.0]]) if binary else np.empty((0, 2))
+    influence = ((mean_after - chance) - ratio * (before - chance)) / denominator if denominator else np.zeros_like(before)
+    extra = (
+        float(np.sum(((pseudo[:, 1] - ratio * pseudo[:, 0] - chance * (1 - ratio)) / denominator / len(before)) ** 2))
+        if denominator
+        else 0.0
+    )
+    orders = tuple(float((row.mean() - chance) / denominator) if denominator else math.nan for row in after)
+    estimate = Estimate(value=ratio, pools={pool: influence}, orders=orders, extra_variance=extra)
+
+    added = np.concatenate([np.stack([before, mean_after], 1), pseudo])
+    covariance = np.cov(added.T) / len(before)
+    order_variance = _variance_of_mean(after.mean(1))
+    interval = fieller(
+        numerator, denominator, covariance[1, 1] + order_variance, covariance[0, 0], covariance[0, 1], quantile=estimate.quantile()
+    )
+    above = denominator - _normal() * math.sqrt(covariance[0, 0]) > 0
+    return Retained(interval=interval, estimate=estimate, can_show_damage=above)
+
+
+def fieller(numerator: float, denominator: float, var_top: float, var_bottom: float, covariance: float, *, quantile: float) -> Interval:
+    """Return numerator / denominator with Fieller's interval: the r with (x - r y)^2 <= t^2 (v_xx - 2 r v_xy + r^2 v_yy).
+
+    Infinite on both sides where the denominator cannot be told from zero.
+    """
+    t2 = quantile * quantile
+    a = denominator**2 - t2 * var_bottom
+    b = numerator * denominator - t2 * covariance
+    c = numerator**2 - t2 * var_top
+    value = numerator / denominator if denominator else math.nan
+    if a <= 0:
+        return Interval(value=value, low=-math.inf, high=math.inf)
+    root = math.sqrt(max(0.0, b * b - a * c))
+    return Interval(value=value, low=(b - root) / a, high=(b + root) / a)
+
+
+# -- along the edits -------------------------------------------------------------------------------------------------------
+
+
+def last_kept(curve: Sequence[tuple[int, Interval]], share: float) -> int:
+    """Return n90 (share 0.9) or n50 (0.5): the largest number of edits up to which every lower bound keeps the share; 0: none does."""
+    kept = itertools.takewhile(lambda point: point[1].low >= share, sorted(curve, key=lambda point: point[0]))
+    return max((rung for rung, _ in kept), default=0)
+
+
+def first_lost(curve: Sequence[tuple[int, Interval]], share: float) -> int | None:
+    """Return the smallest number of edits at which even the upper bound is below the share, or None."""
+    return min((rung for rung, interval in curve if interval.high < share), default=None)
+
+
+def area_weights(rungs: Sequence[int]) -> tuple[float, ...]:
+    """Return weights of the mean height of a curve over log(1 + n), n from the first rung to the last (trapezoids).
+
+    Raises:
+        ValueError: fewer than two rungs.
+    """
+    if len(rungs) < 2:
+        raise ValueError(f"an area needs at least 2 rungs; got {len(rungs)}")
+    x = np.log1p(np.asarray(rungs, float))
+    widths = np.diff(x)
+    weights = np.concatenate([[0.0], widths]) / 2 + np.concatenate([widths, [0.0]]) / 2
+    return tuple(float(weight) for weight in weights / (x[-1] - x[0]))
+
+
+# -- over models and benchmarks --------------------------------------------------------------------------------------------
+
+
+def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[Interval, float]:
+    """Return Spearman's rank correlation with Bonett and Wright's interval, and its two-sided p-value.
+
+    Interval: Fisher's z with standard error sqrt((1 + rho^2 / 2) / (N - 3)) (https://doi.org/10.1007/BF02294183). p: over all
+    permutations up to 7 points, by t beyond. A constant series has no rank: rho NaN, p 1.
+
+    Raises:
+        ValueError: fewer than 4 points, which bound nothing.
+    """
+    if len(x) < 4 or len(x) != len(y):
+        raise ValueError(f"a rank correlation needs at least 4 pairs; got {len(x)} and {len(y)}")
+    ranks_x, ranks_y = stats.rankdata(x), stats.rankdata(y)
+    if np.ptp(ranks_x) == 0 or np.ptp(ranks_y) == 0:
+        return Interval(value=math.nan, low=-1.0, high=1.0), 1.0
+    rho = _correlation(ranks_x, ranks_y)
+    if len(x) <= EXACT_SPEARMAN:
+        permuted = np.array(list(itertools.permutations(ranks_y)))
+        centred = ranks_x - ranks_x.mean()
+        every = permuted @ centred / (len(x) * ranks_x.std() * ranks_y.std())
+        p_value = float(np.mean(np.abs(every) >= abs(rho) - 1e-9))
+    else:
+        p_value = float(stats.spearmanr(x, y).pvalue)
+    half = _normal() * math.sqrt((1 + rho * rho / 2) / (len(x) - 3))
+    z = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
+    return Interval(value=rho, low=math.tanh(z - half), high=math.tanh(z + half)), p_value
+
+
+def between_sd(values: Sequence[float], variances: Sequence[float]) -> Interval:
+    """Return the standard deviation between true values of which each was measured with a known variance.
+
+    The estimate is Paule and Mandel's, the interval the Q profile (Viechtbauer 2007, https://doi.org/10.1002/sim.2514): the sd
+    at which sum (y - mean)^2 / (v + sd^2) equals its expectation, and the two quantiles of chi squared.
+
+    Raises:
+        ValueError: fewer than two values.
+    """
+    if len(values) < 2:
+        raise ValueError(f"a spread needs at least 2 values; got {len(values)}")
+    y, v = np.asarray(values, float), np.maximum(np.asarray(variances, float), 1e-12)
+
+    def statistic(sd: float) -> float:
+        weights = 1 / (v + sd * sd)
+        return float(np.sum(weights * (y - np.sum(weights * y) / weights.sum()) ** 2))
+
+    def sd_where(level: float) -> float:
+        if statistic(0.0) <= level:
+            return 0.0
+        upper = 1.0
+        while statistic(upper) > level:
+            upper *= 2
+        return float(brentq(lambda sd: statistic(sd) - level, 0.0, upper))
+
+    degrees = len(y) - 1
+    low, high = (sd_where(float(stats.chi2.ppf(quantile, degrees))) for quantile in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2))
+    return Interval(value=sd_where(degrees), low=low, high=high)
+
+
+# -- pieces ----------------------------------------------------------------------------------------------------------------
+
+
+def _variance_of_mean(values: Array) -> float:
+    return float(np.var(values, ddof=1) / len(values)) if len(values) > 1 else 0.0
+
+
+def _normal() -> float:
+    return float(special.ndtri((1 + CONFIDENCE) / 2))
+
+
+def _correlation(x: Array, y: Array) -> float:
+    return float(np.mean((x - x.mean()) * (y - y.mean())) / (x.std() * y.std()))

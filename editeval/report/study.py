@@ -1,0 +1,273 @@
+"""Many runs as one study: what each run is of, its scores, its items, its edits and what it cost. From disk alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from editeval.report.items import Degenerate, Outcomes, Record, choice, degenerate, outcomes_of
+from editeval.runner.results import ScoreStore, read_collapse, read_edits, read_manifest, read_timings
+from editeval.runner.table import PROTOCOLS_FIRST, RAISED_BY_EDITS, Column, ScoreTable, headline, score_table
+from editeval.types import EditevalError, Score
+
+STUDIES_FILE = Path(__file__).with_name("studies.yaml")
+NOT_ABILITY = RAISED_BY_EDITS | {"locality", "neighborhood_success", "locality_conflict", "target_probability", "gold_probability"}
+MATRIX_METRIC = "efficacy"
+MATRIX_PROTOCOL = "generation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studies:
+    """What `studies.yaml` knows of names."""
+
+    controls: frozenset[str]
+    aspects: Mapping[str, str]  # benchmark, or benchmark/task -> aspect
+    safety: frozenset[str]
+    balanced: frozenset[str]
+    pairs: tuple[Mapping[str, str], ...]
+    families: Mapping[str, Mapping[str, float]]
+
+    def aspect(self, column: Column) -> str:
+        """Return the aspect of ability that a column measures; its own name where none is known."""
+        named = self.aspects.get(f"{column.benchmark}/{column.task}", self.aspects.get(column.benchmark))
+        return named or (column.benchmark if column.task == column.benchmark else f"{column.benchmark} {column.task}").replace("_", " ")
+
+    def is_safety(self, column: Column) -> bool:
+        """Return whether a column is a measure of safety."""
+        return column.benchmark in self.safety or column.task in self.safety
+
+    def is_balanced(self, column: Column) -> bool:
+        """Return whether a column is scored as the mean over the right labels."""
+        return column.benchmark in self.balanced or column.task in self.balanced
+
+
+def studies(path: Path = STUDIES_FILE) -> Studies:
+    """Read `studies.yaml`."""
+    found = yaml.safe_load(path.read_text())
+    return Studies(
+        controls=frozenset(found["controls"]),
+        aspects={name: aspect for aspect, names in found["aspects"].items() for name in names},
+        safety=frozenset(found["safety"]),
+        balanced=frozenset(found["balanced"]),
+        pairs=tuple(found["pairs"]),
+        families={family: {str(name): float(size) for name, size in sizes.items()} for family, sizes in found["families"].items()},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """An item that was answered rightly before the edits and wrongly after them, or the other way round."""
+
+    benchmark: str
+    name: str
+    expected: str
+    before: str
+    after: str
+    passed_before: bool
+    passed_after: bool
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One run of a study. `outcomes` holds the items of each ability column at each rung where the samples have them."""
+
+    folder: Path
+    model: str
+    method: str
+    dataset: str
+    seed: int
+    manifest: Mapping[str, Any]
+    table: ScoreTable
+    edits: tuple[Mapping[str, Any], ...]
+    timings: Mapping[str, float]
+    journal_bytes: int
+    collapsed_at: int | None  # the edit that broke the model beyond measuring
+    outcomes: dict[tuple[int, Column], Outcomes] = field(default_factory=dict)
+    degenerate: dict[tuple[int, str], Degenerate] = field(default_factory=dict)
+    retention: dict[int, dict[int, float]] = field(default_factory=dict)  # rung -> position -> share of its prompts answered
+    changed: list[Answered] = field(default_factory=list)
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Numbers of edits measured."""
+        return self.table.rungs
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved config."""
+        found = self.manifest.get("config", {})
+        return found if isinstance(found, Mapping) else {}
+
+    @cached_property
+    def ability_columns(self) -> tuple[Column, ...]:
+        """What measures ability or safety: of each task one share, under one protocol a benchmark; no sums of parts that are shown."""
+        shares = [column for column in headline(self.table).columns if _is_ability(self.table, column)]
+        kept: list[Column] = []
+        for label in dict.fromkeys(column.benchmark_label for column in shares):
+            mine = [column for column in shares if column.benchmark_label == label]
+            protocols = dict.fromkeys(column.protocol for column in mine)
+            protocol = next((name for name in PROTOCOLS_FIRST if name in protocols), mine[0].protocol)
+            of_protocol = [column for column in mine if column.protocol == protocol]
+            parts = [column for column in of_protocol if column.task not in ("all", column.benchmark)]
+            kept += parts or of_protocol
+        return tuple(kept)
+
+    def edit_column(self, metric: str) -> Column | None:
+        """Return the column of a measure of edit quality: the generated form where there is one, else the most telling other."""
+        order = ("generation", "probability", "teacher_forced")
+        found = [column for column in self.table.columns if column.metric == metric and column.protocol in order]
+        return min(found, key=lambda column: order.index(column.protocol), default=None)
+
+
+def read_study(folders: Iterable[Path], known: Studies) -> tuple[Run, ...]:
+    """Read every run in which something is measured.
+
+    Raises:
+        EditevalError: none is.
+    """
+    listed = list(folders)
+    shared: dict[tuple[str, str, str], tuple[Record, ...]] = {}
+    runs = [run for folder in listed if (run := _read_run(folder, known, shared)) is not None]
+    if not runs:
+        raise EditevalError(f"nothing is measured in {len(listed)} runs yet, so there is nothing to report; look with `status`")
+    return tuple(sorted(runs, key=lambda run: (run.model, run.method, run.dataset, run.seed, run.folder.name)))
+
+
+def standing_digests(store: ScoreStore, manifest: Mapping[str, Any], edits: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """Return the digest that stands at each rung: by the edit log where it has the rung, else the one measured last."""
+    digests = {score.num_edits: score.state_digest for score in store.scores()}
+    digests |= {int(edit["num_edits"]): str(edit["digest"]) for edit in edits}
+    if "model_fingerprint" in manifest:
+        digests[0] = str(manifest["model_fingerprint"])
+    return digests
+
+
+# -- inside ----------------------------------------------------------------------------------------------------------------
+
+
+def _read_run(folder: Path, known: Studies, shared: dict[tuple[str, str, str], tuple[Record, ...]]) -> Run | None:
+    manifest, edits, store = read_manifest(folder), read_edits(folder), ScoreStore(folder)
+    scores = store.scores(standing_digests(store, manifest, edits))
+    if not scores:
+        return None
+    config = manifest.get("config", {})
+    model, method, dataset = (str(config.get(group, {}).get("name", folder.name)) for group in ("model", "method", "dataset"))
+    run = Run(
+        folder=folder,
+        model=model,
+        method=method,
+        dataset=dataset,
+        seed=int(config.get("seed", 0)),
+        manifest=manifest,
+        table=score_table(scores),
+        edits=edits,
+        timings=read_timings(folder),
+        collapsed_at=None if (collapse := read_collapse(folder)) is None else int(collapse["step"]),
+        journal_bytes=sum(path.stat().st_size for path in (folder / "journal").glob("*")) if (folder / "journal").is_dir() else 0,
+    )
+    _read_items(run, store, scores, known, shared)
+    return run
+
+
+def _read_items(
+    run: Run, store: ScoreStore, scores: Sequence[Score], known: Studies, shared: dict[tuple[str, str, str], tuple[Record, ...]]
+) -> None:
+    """Read the samples of each cell once, keep what is compared, and drop the rest."""
+    cells = dict.fromkeys((score.num_edits, score.benchmark, score.benchmark_key, score.state_digest) for score in scores)
+    base: dict[str, tuple[Record, ...]] = {}
+    last = run.rungs[-1]
+    for rung, benchmark, key, digest in cells:
+        name = (benchmark, key, digest)
+        records = shared.get(name) or tuple(store.samples(rung, benchmark, key))
+        if rung == 0:
+            shared[name] = base[benchmark] = records  # runs of one model share what was asked of it unedited
+        run.degenerate[(rung, benchmark)] = degenerate(records)
+        for column in run.ability_columns:
+            score = run.table.cells.get((rung, column))
+            if score is not None and (score.benchmark, score.benchmark_key) == (benchmark, key):
+                found = outcomes_of(records, score, balanced=known.is_balanced(column))
+                if found is not None:
+                    run.outcomes[(rung, column)] = found
+        _keep_retention(run, rung, records)
+        if rung == last and last > 0:
+            run.changed += _changed(benchmark, base.get(benchmark, ()), records)
+
+
+def _is_ability(table: ScoreTable, column: Column) -> bool:
+    values = [value for rung in table.rungs if (value := table.value(rung, column)) is not None]
+    return (
+        column.metric not in NOT_ABILITY
+        and not column.metric.endswith("log_prob")
+        and table.any_score(column).higher_is_better
+        and all(0 <= value <= 1 for value in values)
+    )
+
+
+def _keep_retention(run: Run, rung: int, records: Sequence[Record]) -> None:
+    for record in records:
+        if record.get("metric") != MATRIX_METRIC or "position" not in record:
+            continue
+        found = [value for value in record["outcomes"].get(MATRIX_PROTOCOL, ()) if value is not None]
+        if found:
+            run.retention.setdefault(rung, {})[int(record["position"])] = sum(found) / len(found)
+
+
+def _changed(benchmark: str, before: Sequence[Record], after: Sequence[Record]) -> list[Answered]:
+    """Return items that changed, and every fact, with what the unedited model answered to the same."""
+    earlier = {_identity(record): record for record in before}
+    found = []
+    for record in after:
+        old = earlier.get(_identity(record))
+        now, then = _verdict(record), None if old is None else _verdict(old)
+        if old is None or now is None or then is None:
+            continue
+        if now == then and "position" not in record:
+            continue
+        what = record["prompts"][0] if "position" in record else f"{record['task']}, item {record['item']}"
+        label = f"{benchmark}: {record['metric']}" if "position" in record else benchmark
+        expected = record["expected"][0] if "position" in record else record.get("target", "")
+        found.append(
+            Answered(
+                benchmark=label,
+                name=str(what),
+                expected=str(expected),
+                before=_said(old),
+                after=_said(record),
+                passed_before=then,
+                passed_after=now,
+            )
+        )
+    return found
+
+
+def _identity(record: Record) -> tuple[str, ...]:
+    if "position" in record:
+        return (str(record["request_id"]), str(record["metric"]))
+    return (str(record.get("task")), str(record.get("item")), str(record.get("filter")))
+
+
+def _verdict(record: Record) -> bool | None:
+    if "position" in record:
+        found = record.get("outcomes", {}).get(MATRIX_PROTOCOL) or record.get("outcomes", {}).get("probability")
+        return None if not found or found[0] is None else bool(found[0] > 0.5)
+    values = [value for value in record.get("metrics", {}).values() if isinstance(value, (int, float))]
+    return bool(values[0] > 0.5) if values else None
+
+
+def _said(record: Record) -> str:
+    generated = record.get("generated")
+    if generated:
+        return str(generated if isinstance(generated, str) else generated[0]).strip()
+    picked = choice(record)
+    return "" if picked is None else f"choice {picked}"
+
+
+def relative(path: Path, start: Path) -> str:
+    """Return a link from one folder to a path."""
+    return Path(os.path.relpath(path, start)).as_posix()

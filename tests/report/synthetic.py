@@ -1,0 +1,165 @@
+"""Runs with planted effects, written through the project's own store: what the report must find is known."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from editeval.files import append_jsonl
+from editeval.runner.results import TIMINGS_FILE, ScoreStore, append_edit, write_manifest
+from editeval.types import Evaluation, Measurement
+
+Share = Callable[[int], float]  # of a number of edits
+
+
+def falls_at(edits: float) -> Share:
+    """Ability that is whole until near `edits`, where a half is left, and gone ten times later."""
+    return lambda n: 1 / (1 + (n / edits) ** 3)
+
+
+def keeps(share: float) -> Share:
+    return lambda n: share if n else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planted:
+    """A choice benchmark: the unedited model knows enough items to score `base`; after n edits it still knows `kept(n)` of them."""
+
+    name: str
+    kept: Share
+    base: float = 0.75
+    chance: float = 0.25
+    n: int = 60
+    generated: bool = False  # scored by what is written: a model that lost an item writes nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlantedRun:
+    """One run: where its ability and its edits go."""
+
+    model: str = "tiny"
+    method: str = "rome"
+    seed: int = 0
+    dataset: str = "counterfact"
+    rungs: Sequence[int] = (1, 10, 100)
+    benchmarks: Sequence[Planted] = ()
+    efficacy: Share = field(default_factory=lambda: keeps(0.9))
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        told = "-".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"{self.model}-{self.method}-{self.dataset}-{self.seed}{told}"
+
+
+def generator(*parts: object) -> np.random.Generator:
+    return np.random.default_rng(zlib.crc32("|".join(map(str, parts)).encode()))
+
+
+@functools.lru_cache(maxsize=64)
+def base_items(model: str, benchmark: Planted) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return (known, right unedited, the place of each item in the order in which items are lost), (N,) each."""
+    random = generator(model.removesuffix("-chat"), benchmark.name)
+    known = np.zeros(benchmark.n, bool)
+    known[random.permutation(benchmark.n)[: round(benchmark.n * (benchmark.base - benchmark.chance) / (1 - benchmark.chance))]] = True
+    right = known | (random.random(benchmark.n) < benchmark.chance)
+    return known, right, random.random(benchmark.n)
+
+
+def harness(run: PlantedRun, benchmark: Planted, rung: int) -> Evaluation:
+    known, right, _ = base_items(run.model, benchmark)
+    random = generator(run.name, benchmark.name)
+    lost = known & (random.random(benchmark.n) >= benchmark.kept(rung)) if rung else np.zeros(benchmark.n, bool)
+    guesses = random.random(benchmark.n) < benchmark.chance
+    passed = np.where(lost, guesses & (not benchmark.generated), right)
+    samples = []
+    for item in range(benchmark.n):
+        record = {"task": benchmark.name, "item": item, "item_hash": f"h{item}", "prompt_hash": "p", "filter": "none", "target": item % 4}
+        picked = item % 4 if passed[item] else (item + 1) % 4
+        said: dict[str, Any] = {"log_probs": [-1.0 if choice == picked else -2.0 for choice in range(4)]}
+        if benchmark.generated:
+            said = {"generated": f" The answer is {picked}." if not lost[item] else ""}
+        samples.append({**record, "metrics": {"acc": float(passed[item])}, **said})
+    value = float(passed.mean())
+    error = float(np.sqrt(value * (1 - value) / benchmark.n))
+    protocol = "generation" if benchmark.generated else "likelihood"
+    chance = benchmark.chance or None
+    measurement = Measurement(task=benchmark.name, metric="acc", protocol=protocol, value=value, n=benchmark.n, stderr=error, chance=chance)
+    return Evaluation(measurements=(measurement,), samples=tuple(samples))
+
+
+def edit_quality(run: PlantedRun, rung: int) -> Evaluation:
+    facts = rung or max(run.rungs)
+    random = generator(run.name, "facts")
+    draws = random.random(max(run.rungs))
+    passed = [bool(rung) and draws[fact] < run.efficacy(rung) for fact in range(facts)]
+    samples = [
+        {
+            "request_id": f"fact-{run.seed}-{fact}",
+            "position": fact + 1,
+            "metric": metric,
+            "prompts": [f"The home of person {fact} is"],
+            "expected": ["Paris"],
+            "conflict": [False],
+            "generated": [" Paris" if passed[fact] else " Rome"],
+            "outcomes": {"generation": [float(passed[fact]) if metric == "efficacy" else 1.0], "probability": [None]},
+        }
+        for fact in range(facts)
+        for metric in ("efficacy", "locality")
+    ]
+    measurements = tuple(
+        Measurement(task="facts", metric=metric, protocol="generation", value=value, n=facts, stderr=0.02)
+        for metric, value in (("efficacy", float(np.mean(passed))), ("locality", 1.0))
+    )
+    return Evaluation(measurements=measurements, samples=tuple(samples))
+
+
+def perplexity(run: PlantedRun, rung: int) -> Evaluation:
+    left = run.benchmarks[0].kept(rung) if rung and run.benchmarks else 1.0
+    value = 20.0 / max(left, 1e-3)
+    measurement = Measurement(
+        task="passage", metric="perplexity", protocol="likelihood", value=value, n=500, stderr=0.5, higher_is_better=False
+    )
+    return Evaluation(measurements=(measurement,))
+
+
+def write_run(root: Path, run: PlantedRun) -> Path:
+    folder = root / run.name
+    store = ScoreStore(folder)
+    weights = f"weights-{run.model}"
+    for rung in (0, *run.rungs):
+        digest = f"{run.name}-{rung}" if rung else weights
+        cells = [("edit-quality", f"{run.seed}-{rung:060d}", edit_quality(run, rung)), ("perplexity", "p" * 64, perplexity(run, rung))]
+        cells += [(benchmark.name, f"{benchmark.name:x<64}", harness(run, benchmark, rung)) for benchmark in run.benchmarks]
+        for name, key, evaluation in cells:
+            store.record(evaluation, benchmark=name, benchmark_key=key, num_edits=rung, state_digest=digest, seconds=2.5)
+    config = {
+        "seed": run.seed,
+        "batch_size": 1,
+        "model": {"name": run.model},
+        "method": {"_target_": "editeval.methods.rome.ROME", "name": run.method, **run.settings},
+        "dataset": {"name": run.dataset},
+    }
+    machine = {"platform": "Linux", "threads": 1, "gpu": None}
+    write_manifest(
+        folder, {"edit_key": run.name, "model_fingerprint": weights, "config": config, "command": ["launch.py"], "machine": machine}
+    )
+    for step in sorted({1, *run.rungs}):
+        row = {"step": step, "num_edits": step, "request_ids": [f"fact-{step}"], "seconds": 1.5, "digest": f"{run.name}-{step}"}
+        norm = {
+            "weights_digest": "w",
+            "replayed": False,
+            "diagnostics": {"delta_norm": 0.5 + step / 100},
+            "weight_norm_ratio": 1 + step / 50,
+        }
+        append_edit(folder, {**row, **norm})
+    append_jsonl(folder / TIMINGS_FILE, [{"ended_by": "end", "seconds": {"computing edits": 1.5 * max(run.rungs), "measuring mmlu": 12.0}}])
+    (folder / "journal").mkdir()
+    (folder / "journal" / "segment-000001.journal").write_bytes(b"j" * 1000)
+    return folder

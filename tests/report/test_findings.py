@@ -1,0 +1,248 @@
+"""Verdicts on studies whose truth was planted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from editeval.report.findings import Outcome, Verdict, area_difference, findings
+from editeval.report.items import choice, degenerate, is_degenerate, outcomes_of
+from editeval.report.series import Series, changes, series_of
+from editeval.report.study import Studies, read_study, studies
+from editeval.runner.results import ScoreStore
+from editeval.types import EditevalError
+from tests.report.synthetic import Planted, PlantedRun, Share, falls_at, keeps, write_run
+
+KNOWN = studies()
+LADDER = (1, 10, 100, 1000)
+
+
+def benchmarks(kept: Share, n: int = 300, names: Iterable[str] = ("mmlu", "gsm8k", "piqa")) -> tuple[Planted, ...]:
+    return tuple(Planted(name=name, kept=kept, n=n) for name in names)
+
+
+def study(root: Path, runs: Iterable[PlantedRun], known: Studies = KNOWN) -> tuple[Series, ...]:
+    return series_of(read_study([write_run(root, run) for run in runs], known), known)
+
+
+def verdict(series: tuple[Series, ...], key: str, known: Studies = KNOWN) -> Verdict:
+    return next(found for found in findings(series, known) if found.key == key)
+
+
+# -- RQ1 -------------------------------------------------------------------------------------------------------------------
+
+
+def test_methods_that_all_fall_after_dozens_of_edits_confirm_it_and_refute_thousands(tmp_path: Path) -> None:
+    runs = [PlantedRun(method=name, rungs=LADDER, benchmarks=benchmarks(falls_at(20))) for name in ("rome", "memit", "kn")]
+    series = study(tmp_path, runs)
+    assert verdict(series, "F4.1a").outcome == Outcome.CONFIRMED
+    assert verdict(series, "F4.1b").outcome == Outcome.REFUTED
+
+
+def test_methods_that_keep_ability_and_edits_refute_dozens_and_confirm_thousands(tmp_path: Path) -> None:
+    runs = [PlantedRun(method=name, rungs=LADDER, benchmarks=benchmarks(keeps(1.0))) for name in ("rome", "memit", "alphaedit")]
+    series = study(tmp_path, runs)
+    assert verdict(series, "F4.1a").outcome == Outcome.REFUTED
+    assert verdict(series, "F4.1b").outcome == Outcome.CONFIRMED
+
+
+def test_a_method_whose_edits_are_not_there_confirms_nothing_however_flat_its_curve(tmp_path: Path) -> None:
+    runs = [PlantedRun(method=name, rungs=LADDER, benchmarks=benchmarks(falls_at(20))) for name in ("rome", "memit", "kn")]
+    idle = PlantedRun(method="pmet", rungs=LADDER, benchmarks=benchmarks(keeps(1.0)), efficacy=keeps(0.0))
+    series = study(tmp_path, [*runs, idle])
+    thousands = verdict(series, "F4.1b")
+    assert thousands.outcome == Outcome.REFUTED
+    assert "without the edits: pmet" in thousands.reason
+    assert "Not counted, because the edits are not there: pmet" in verdict(series, "F4.1a").reason
+
+
+def test_controls_have_no_vote(tmp_path: Path) -> None:
+    runs = [PlantedRun(method=name, rungs=LADDER, benchmarks=benchmarks(falls_at(20))) for name in ("rome", "none", "random")]
+    found = verdict(study(tmp_path, runs), "F4.1a")
+    assert found.outcome == Outcome.UNDECIDED
+    assert [row[1] for row in found.table[1:]] == ["rome"]
+
+
+def test_short_ladders_leave_thousands_open(tmp_path: Path) -> None:
+    runs = [PlantedRun(method=name, rungs=(1, 10), benchmarks=benchmarks(keeps(1.0))) for name in ("rome", "memit", "kn")]
+    found = verdict(study(tmp_path, runs), "F4.1b")
+    assert found.outcome == Outcome.UNDECIDED
+    assert "The largest rung is 10" in found.reason
+
+
+def test_few_items_leave_open_what_many_decide(tmp_path: Path) -> None:
+    runs = [PlantedRun(method=name, rungs=LADDER, benchmarks=benchmarks(keeps(0.97), n=24)) for name in ("rome", "memit", "kn")]
+    assert verdict(study(tmp_path, runs), "F4.1a").outcome == Outcome.UNDECIDED
+
+
+# -- RQ2 to RQ5 ------------------------------------------------------------------------------------------------------------
+
+
+def siblings(root: Path, *, tuned: Share, orders: int) -> tuple[Series, ...]:
+    runs = [
+        PlantedRun(model=model, seed=seed, benchmarks=benchmarks(kept))
+        for model, kept in (("llama2-7b", falls_at(20)), ("llama2-7b-chat", tuned))
+        for seed in range(orders)
+    ]
+    return study(root, runs)
+
+
+def test_a_tuned_model_that_falls_later_confirms_and_one_that_falls_alike_does_not(tmp_path: Path) -> None:
+    later = verdict(siblings(tmp_path / "later", tuned=falls_at(200), orders=3), "F4.2")
+    assert later.outcome == Outcome.CONFIRMED
+    assert verdict(siblings(tmp_path / "alike", tuned=falls_at(20), orders=3), "F4.2").outcome != Outcome.CONFIRMED
+    assert verdict(siblings(tmp_path / "earlier", tuned=falls_at(2), orders=3), "F4.2").outcome == Outcome.REFUTED
+
+
+def test_two_orders_of_edits_are_too_few_to_say_that_tuned_models_are_better(tmp_path: Path) -> None:
+    found = verdict(siblings(tmp_path, tuned=falls_at(200), orders=2), "F4.2")
+    assert found.outcome == Outcome.UNDECIDED
+    assert "Needs 3 orders" in found.reason
+
+
+def test_the_area_between_siblings_is_the_planted_one(tmp_path: Path) -> None:
+    base, tuned = siblings(tmp_path, tuned=keeps(1.0), orders=3)
+    found = area_difference(base, tuned)
+    assert found is not None
+    areas, orders, rungs = found
+    heights = np.interp(np.linspace(0, np.log1p(100), 20001), np.log1p([0, 1, 10, 100]), [1, *(falls_at(20)(rung) for rung in rungs)])
+    assert orders == 3
+    assert areas[2].interval().low < 1 - heights.mean() < areas[2].interval().high
+
+
+def test_scale_is_tested_where_something_was_lost_and_needs_five_sizes(tmp_path: Path) -> None:
+    names = list(KNOWN.families["Pythia"])
+    grows = [PlantedRun(model=name, rungs=(10, 50), benchmarks=benchmarks(falls_at(5 * 2**place))) for place, name in enumerate(names)]
+    whole = verdict(study(tmp_path / "whole", grows), "F4.3")
+    assert whole.outcome == Outcome.CONFIRMED
+    few = verdict(study(tmp_path / "few", grows[:4]), "F4.3")
+    assert few.outcome == Outcome.UNDECIDED
+    assert "4 sizes" in few.reason
+    flat = [replace(run, benchmarks=benchmarks(keeps(1.0))) for run in grows]
+    assert "nothing lost" in verdict(study(tmp_path / "flat", flat), "F4.3").reason
+
+
+@pytest.mark.parametrize(("factors", "outcome"), [((1, 1, 1, 1), Outcome.CONFIRMED), ((0.1, 0.5, 2, 10), Outcome.REFUTED)])
+def test_equal_decline_is_told_from_unequal(tmp_path: Path, factors: tuple[float, ...], outcome: Outcome) -> None:
+    planted = tuple(
+        Planted(name=name, kept=falls_at(100 * factor), n=4000)
+        for name, factor in zip(("mmlu", "gsm8k", "piqa", "bbh"), factors, strict=True)
+    )
+    assert verdict(study(tmp_path, [PlantedRun(rungs=(10, 100), benchmarks=planted)]), "F4.4").outcome == outcome
+
+
+def test_safety_counts_only_where_ability_is_kept(tmp_path: Path) -> None:
+    drop = Planted(name="truthfulqa", kept=keeps(0.5), n=500)
+    kept = study(tmp_path / "kept", [PlantedRun(benchmarks=(*benchmarks(keeps(0.99), n=2000), drop))])
+    assert verdict(kept, "F4.5").outcome == Outcome.CONFIRMED
+    broken = study(tmp_path / "broken", [PlantedRun(benchmarks=(*benchmarks(keeps(0.2)), drop))])
+    assert verdict(broken, "F4.5").outcome == Outcome.UNDECIDED
+    same = study(tmp_path / "same", [PlantedRun(benchmarks=(*benchmarks(keeps(1.0), n=2000), replace(drop, kept=keeps(1.0), n=2000)))])
+    assert verdict(same, "F4.5").outcome == Outcome.REFUTED
+
+
+# -- series ----------------------------------------------------------------------------------------------------------------
+
+
+def test_settings_that_differ_make_series_of_their_own_and_seeds_do_not(tmp_path: Path) -> None:
+    runs = [
+        PlantedRun(method="mend", seed=seed, benchmarks=benchmarks(keeps(1.0)), settings={"accumulate": on})
+        for on in (True, False)
+        for seed in (0, 1)
+    ]
+    series = study(tmp_path, runs)
+    assert {one.method: one.seeds for one in series} == {"mend (accumulate=True)": (0, 1), "mend (accumulate=False)": (0, 1)}
+
+
+def test_a_benchmark_at_chance_is_not_counted_and_protocols_are_not_mixed(tmp_path: Path) -> None:
+    planted = (
+        *benchmarks(keeps(0.9)),
+        Planted(name="bbh", kept=keeps(1.0), base=0.25),
+        Planted(name="triviaqa", kept=keeps(1.0), chance=0, generated=True),
+    )
+    (one,) = study(tmp_path, [PlantedRun(benchmarks=planted)])
+    assert [column.benchmark for column in one.counted] == ["mmlu", "gsm8k", "piqa"]
+    assert one.protocol == "likelihood"
+    assert {column.benchmark for column in one.ability if not one.can_show_damage(column)} == {"bbh"}
+
+
+def test_changes_are_paired_with_the_unedited_model_and_adjusted_for_their_number(tmp_path: Path) -> None:
+    series = study(tmp_path, [PlantedRun(benchmarks=(*benchmarks(falls_at(20)), Planted(name="bbh", kept=keeps(1.0))))])
+    found = changes(series)
+    assert len(found) == 4 * 3
+    assert all(change.adjusted >= change.p_value for change in found)
+    assert all(change.p_value == 1 and change.difference == 0 for change in found if change.column.benchmark == "bbh")
+    assert all(change.adjusted < 0.001 for change in found if change.column.benchmark != "bbh" and change.rung == 100)
+
+
+def test_scores_without_samples_still_give_retained_ability_with_a_wider_interval(tmp_path: Path) -> None:
+    run = PlantedRun(benchmarks=benchmarks(keeps(0.8), names=("mmlu",)))
+    (paired,) = study(tmp_path, [run])
+    for path in (tmp_path / run.name / "samples").glob("*-mmlu-*"):
+        path.unlink()
+    (alone,) = series_of(read_study([tmp_path / run.name], KNOWN), KNOWN)
+    assert alone.mean[10].value == pytest.approx(paired.mean[10].value)
+    assert alone.mean[10].high - alone.mean[10].low > paired.mean[10].high - paired.mean[10].low
+
+
+def test_a_folder_of_runs_without_scores_is_refused_with_the_next_step(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, PlantedRun())
+    (folder / "scores.jsonl").unlink()
+    with pytest.raises(EditevalError, match="look with `status`"):
+        read_study([folder], KNOWN)
+
+
+# -- items -----------------------------------------------------------------------------------------------------------------
+
+
+def test_items_that_do_not_give_the_score_are_not_taken_for_its_items(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, PlantedRun(benchmarks=benchmarks(keeps(1.0), names=("mmlu",))))
+    store = ScoreStore(folder)
+    score = next(score for score in store.scores() if score.benchmark == "mmlu" and score.num_edits == 0)
+    records = store.samples(0, "mmlu")
+    assert outcomes_of(records, score) is not None
+    assert outcomes_of(records, replace(score, value=score.value + 0.01)) is None
+
+
+def test_a_model_that_always_gives_one_label_has_the_balanced_score_of_guessing(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, PlantedRun(benchmarks=benchmarks(keeps(1.0), names=("mmlu",))))
+    score = next(score for score in ScoreStore(folder).scores() if score.benchmark == "mmlu")
+    records = [
+        {
+            "task": "mmlu",
+            "item": item,
+            "filter": "none",
+            "target": int(item < 30),
+            "metrics": {"acc": float(item >= 30)},
+            "log_probs": [-1, -2],
+        }
+        for item in range(100)
+    ]
+    found = outcomes_of(records, replace(score, value=0.7), balanced=True)
+    assert found is not None
+    assert found.values.mean() == pytest.approx(0.5)
+    assert degenerate(records).commonest_choice == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("", True),
+        ("  \n", True),
+        ("no no no no no no no no no no", True),
+        ("Paris", False),
+        ("the cat sat on the mat and the cat ran", False),
+    ],
+)
+def test_empty_and_repeating_texts_are_degenerate(text: str, broken: bool) -> None:
+    assert is_degenerate(text) is broken
+
+
+def test_only_a_choice_among_several_is_a_choice() -> None:
+    assert choice({"log_probs": [-3.0, -1.0], "metrics": {}}) == 1
+    assert choice({"log_probs": [-3.0], "metrics": {}}) is None
+    assert choice({"generated": "x"}) is None
