@@ -122,6 +122,15 @@ class Benchmark(Protocol):
 
 
 @runtime_checkable
+class ChecksModel(Protocol):
+    """A benchmark that can tell, once the model is loaded and before anything is measured, that it cannot be asked of it."""
+
+    def check_model(self, model: EditedModel) -> None:
+        """Raise ConfigError when this model cannot read the questions; makes no forward pass."""
+        ...
+
+
+@runtime_checkable
 class EditDataset(Protocol):
     """Facts to edit."""
 

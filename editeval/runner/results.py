@@ -27,6 +27,7 @@ COLLAPSE_FILE = "collapse.json"
 CURRENT_FILE = "current.jsonl"
 
 _SCORE_FIELDS = tuple(field.name for field in fields(Score))
+_ADDED_FIELDS = ("shots", "template")  # that rows of RESULTS_VERSION 1 may lack
 _FLOAT_FIELDS = ("value", "stderr", "chance", "seconds")
 
 
@@ -321,11 +322,15 @@ def _encode(score: Score) -> dict[str, Any]:
     row: dict[str, Any] = asdict(score)
     non_finite = {name: repr(row[name]) for name in _FLOAT_FIELDS if row[name] is not None and not math.isfinite(row[name])}
     row.update(dict.fromkeys(non_finite))
+    corrected = score.chance_corrected
+    if corrected is not None and math.isfinite(corrected):
+        row["chance_corrected"] = corrected  # for those who read the rows by themselves; it follows from value and chance
     return {**row, "non_finite": non_finite} if non_finite else row
 
 
 def _decode(row: Mapping[str, Any]) -> Score:
-    values = {name: row[name] for name in _SCORE_FIELDS}
+    # A row written before a field existed has its default; one without what makes a score is an error.
+    values = {name: row[name] for name in _SCORE_FIELDS if name in row or name not in _ADDED_FIELDS}
     values.update({name: float(text) for name, text in row.get("non_finite", {}).items()})
     return Score(**values)
 

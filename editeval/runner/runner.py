@@ -19,7 +19,7 @@ from editeval.edits.delta import Edit
 from editeval.edits.journal import EditJournal, JournalDiverged, JournalEntry
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import Benchmark, Callback, EditEvent, EditMethod, Editor, EvaluationContext, RunState, attach
+from editeval.interfaces import Benchmark, Callback, ChecksModel, EditEvent, EditMethod, Editor, EvaluationContext, RunState, attach
 from editeval.runner.results import BaseScores, ScoreStore
 from editeval.types import EditError, EditRequest, Evaluation, JournalError, Progress, Score, SilentProgress, content_key, seed_for
 
@@ -104,7 +104,12 @@ class Runner:
     @cached_property
     def model(self) -> EditedModel:
         """The model; loaded when the first edit or measurement that is not on disk needs it."""
-        return self.load_model()
+        model = self.load_model()
+        for name, benchmark in self.benchmarks.items():
+            to_measure = any(len(self.journal) < rung or not self._is_measured(rung, name) for rung in self.trajectory.rungs)
+            if to_measure and isinstance(benchmark, ChecksModel):
+                benchmark.check_model(model)  # before hours of other work
+        return model
 
     @cached_property
     def _editor(self) -> Editor:
