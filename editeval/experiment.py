@@ -13,6 +13,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache as remember
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 EDIT_SETTINGS_VERSION = 1  # raised when the same settings give other edits than before; makes every earlier edit key a different one
 
 Kind = TypeVar("Kind")
+
+_PLAIN = frozenset({"bool", "int", "float", "str", "None"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +115,12 @@ def assemble(config: DictConfig) -> Experiment:
             f"method {resolved['method']['name']} writes at most {most} fact(s) an edit, got batch_size={experiment.batch_size}; "
             "lower batch_size, or choose a method that writes batches, such as method=memit"
         )
+    if not getattr(experiment.method, "streaming", True) and experiment.rungs[-1] > 1:
+        facts = experiment.rungs[-1] * experiment.batch_size
+        raise ConfigError(
+            f"method {resolved['method']['name']} writes all facts in one edit, so it has no trajectory of {experiment.rungs[-1]} edits; "
+            f"set batch_size={facts} num_edits=1 for the same {facts} facts"
+        )
     experiment.dataset.check()
     for benchmark in experiment.benchmarks.values():
         benchmark.check()
@@ -124,8 +133,26 @@ def execute(experiment: Experiment) -> RunResult:
         return _execute(experiment)
 
 
+def prepare(config: DictConfig) -> None:
+    """Let the method put what it computes once for a model into the cache, and say where that is: a step before many runs.
+
+    Raises:
+        EditevalError: as `run`.
+    """
+    experiment = assemble(config)
+    progress = _progress(experiment)
+    with _quiet("transformers"):
+        model = EditedModel(experiment.source.load(), batch_tokens=experiment.batch_tokens)
+        started = time.perf_counter()
+        experiment.method.prepare(model, experiment.cache, progress)
+    progress.message(
+        f"method {experiment.config['method']['name']} is ready for {experiment.source.describe().name} "
+        f"({time.perf_counter() - started:.1f} s); runs with the same settings find what it needs in {experiment.cache.root}"
+    )
+
+
 def _execute(experiment: Experiment) -> RunResult:
-    progress = next((callback for callback in experiment.callbacks if isinstance(callback, Progress)), SilentProgress())
+    progress = _progress(experiment)
     load_model = remember(lambda: EditedModel(experiment.source.load(), batch_tokens=experiment.batch_tokens))
     fingerprint = experiment.source.fingerprint()
     requests = select(experiment, fingerprint, load_model, progress)
@@ -172,6 +199,10 @@ def _execute(experiment: Experiment) -> RunResult:
         return RunResult(run_dir=run_dir, edit_key=trajectory.edit_key, final_digest=journal.head, scores=scores)
 
 
+def _progress(experiment: Experiment) -> Progress:
+    return next((callback for callback in experiment.callbacks if isinstance(callback, Progress)), SilentProgress())
+
+
 # -- config to objects -----------------------------------------------------------------------------------------------------
 
 
@@ -194,6 +225,7 @@ def build(node: DictConfig, where: str, kind: type[Kind]) -> Kind:
                 near = difflib.get_close_matches(str(key), sorted(allowed), n=1)
                 hint = f"did you mean {where}.{near[0]}?" if near else f"{where} knows: {', '.join(sorted(allowed))}"
                 raise ConfigError(f"{where} has no setting {key!r}; {hint}")
+        _check_types(dataclasses.fields(target), node, where)
     try:
         made = instantiate(node, _convert_="all")
     except (HydraException, OmegaConfBaseException) as error:
@@ -202,6 +234,22 @@ def build(node: DictConfig, where: str, kind: type[Kind]) -> Kind:
     if not isinstance(made, kind):
         raise ConfigError(f"{where}._target_={node._target_} is not a {kind.__name__}; see editeval/interfaces.py for what it must do")
     return made
+
+
+def _check_types(fields: Sequence[dataclasses.Field[Any]], node: DictConfig, where: str) -> None:
+    """Refuse a plain value of another type than its field's: `method.layer=` is an empty text where a number belongs.
+
+    Raises:
+        ConfigError: names field, value and what is allowed.
+    """
+    for field in fields:
+        allowed = str(field.type).split(" | ")  # annotations are text: what they name need not be imported
+        value = node.get(field.name)
+        kind = "None" if value is None else type(value).__name__
+        if field.name not in node or kind not in _PLAIN or not set(allowed) <= _PLAIN:
+            continue  # nested nodes and lists are judged by the class itself
+        if kind not in allowed and not (kind == "int" and "float" in allowed):
+            raise ConfigError(f"{where}.{field.name}={value!r} must be {' or '.join(allowed).replace('None', 'null')}, got {kind}")
 
 
 def rungs_of(num_edits: int | ListConfig | Sequence[int] | None) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from editeval.edits.delta import Edit
 from editeval.files import Cache
+from editeval.inference.adapters import Adapter
 from editeval.inference.edited import EditedModel
 from editeval.models.model import LanguageModel
 from editeval.types import EditRequest, Evaluation, ModelDescription, Progress, Score, SilentProgress
@@ -70,6 +71,22 @@ class EditMethod(Protocol):
         ...
 
 
+@runtime_checkable
+class AdapterMethod(EditMethod, Protocol):
+    """An editing method whose edits stand beside the weights."""
+
+    def adapter(self, lm: LanguageModel, cache: Cache, progress: Progress) -> Adapter:
+        """Return the empty adapter that takes this method's edits. Sees the unedited model; long work goes to the cache by content key."""
+        ...
+
+
+def attach(method: EditMethod, model: EditedModel, cache: Cache, progress: Progress) -> None:
+    """Give `model` the adapter of a method that has one, once; needed before its edits are applied or replayed."""
+    if isinstance(method, AdapterMethod) and model.adapter is None:
+        with model.unedited():
+            model.attach(method.adapter(model.lm, cache, progress))
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluationContext:
     """What a benchmark may know of the trajectory: the facts written so far, and those still planned."""
@@ -101,6 +118,15 @@ class Benchmark(Protocol):
 
     def evaluate(self, model: EditedModel, context: EvaluationContext) -> Evaluation:
         """Measure."""
+        ...
+
+
+@runtime_checkable
+class ChecksModel(Protocol):
+    """A benchmark that can tell, once the model is loaded and before anything is measured, that it cannot be asked of it."""
+
+    def check_model(self, model: EditedModel) -> None:
+        """Raise ConfigError when this model cannot read the questions; makes no forward pass."""
         ...
 
 

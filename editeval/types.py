@@ -103,7 +103,8 @@ class Measurement:
     """One number that a benchmark measured, before it is known on which state.
 
     `protocol` says how (`probability`, `teacher_forced`, `generation`, `likelihood`, ...); values of different
-    protocols are never averaged. `chance` is the score of guessing where there is one.
+    protocols are never averaged. `chance` is the score of guessing where there is one; `shots` the number of examples in a prompt,
+    and `template` a hash of how prompts are written and answers read, where a benchmark has them.
     """
 
     task: str
@@ -115,6 +116,8 @@ class Measurement:
     chance: float | None = None
     higher_is_better: bool = True
     version: str = "1"
+    shots: int | None = None
+    template: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +138,20 @@ class Score:
     chance: float | None = None
     higher_is_better: bool = True
     version: str = "1"
+    shots: int | None = None
+    template: str | None = None
 
     @property
     def name(self) -> str:
         """`benchmark/task.metric.protocol`, the axis name in every figure and tracker."""
         return f"{self.benchmark}/{self.task}.{self.metric}.{self.protocol}"
+
+    @property
+    def chance_corrected(self) -> float | None:
+        """`(value - chance) / (1 - chance)`: 0 for guessing, 1 for a perfect score; None where nothing is guessed."""
+        if self.chance is None or self.chance >= 1 or not self.higher_is_better:
+            return None
+        return (self.value - self.chance) / (1 - self.chance)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ def names(group: str) -> list[str]:
     ("group", "kind", "name"),
     [
         (group, kind, name)
-        for group, kind in (("model", ModelSource), ("method", EditMethod), ("dataset", EditDataset))
+        for group, kind in (("model", ModelSource), ("method", EditMethod), ("dataset", EditDataset), ("training", EditDataset))
         for name in names(group)
     ],
 )
@@ -44,7 +44,8 @@ def test_every_file_of_a_group_builds_its_object(compose_config: Callable[..., D
     ],
 )
 def test_every_file_of_a_set_group_builds_its_objects(compose_config: Callable[..., DictConfig], group: str, kind: type, name: str) -> None:
-    config = compose_config(f"{group}={name}" if group == "callback" else f"{group}=[{name}]")
+    needed = ["benchmark.harness.task=piqa"] if name == "harness" else []
+    config = compose_config(f"{group}={name}" if group == "callback" else f"{group}=[{name}]", *needed)
     assert config[group], f"{group}={name} composes to nothing; is its '# @package' line right?"
     for key, node in config[group].items():
         assert isinstance(build(node, f"{group}.{key}", kind), kind)
@@ -65,10 +66,20 @@ def test_every_tuned_pair_names_settings_that_the_method_has(compose_config: Cal
     build(config.method, "method", EditMethod)
 
 
-def test_the_random_control_follows_the_tuned_settings_of_its_method(compose_config: Callable[..., DictConfig]) -> None:
-    control, followed = compose_config("method=random", "model=smollm2-135m"), compose_config("method=memit", "model=smollm2-135m")
-    assert control.method.of == followed.method
-    assert compose_config("method=random", "model=tiny-gpt2").method.of != followed.method
+@pytest.mark.parametrize("wrapper", ["random", "rect", "prune"])
+@pytest.mark.parametrize("followed", ["rome", "memit", "pmet"])
+@pytest.mark.parametrize("model", ["smollm2-135m", "gpt2-xl", "tiny-gpt2"])
+def test_a_wrapper_gives_its_method_the_settings_that_it_has_for_the_model(
+    compose_config: Callable[..., DictConfig], wrapper: str, followed: str, model: str
+) -> None:
+    alone = compose_config(f"method={followed}", f"model={model}").method
+    wrapped = compose_config(f"method={wrapper}", f"method@of={followed}", f"model={model}").method
+    assert OmegaConf.to_container(wrapped.of, resolve=True) == OmegaConf.to_container(alone, resolve=True)
+    build(wrapped, "method", EditMethod)
+
+
+def test_a_setting_of_the_wrapped_method_can_be_overridden(compose_config: Callable[..., DictConfig]) -> None:
+    assert compose_config("method=rect", "method@of=memit", "of.learning_rate=0.125").method.of.learning_rate == 0.125
 
 
 @pytest.mark.parametrize("ladder", names("ladder"))

@@ -167,8 +167,11 @@ def test_a_damaged_journal_is_refused_by_name(finished: tuple[Path, str], cache_
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("method=romee",), "method/romee"),
-        (("method.layr=3",), "layr"),
+        (("method=romee",), "method has no option 'romee'; did you mean 'rome'?"),
+        (("benchmark=[quik]",), "benchmark has no option 'quik'; did you mean 'quick'?"),
+        (("method.layr=3",), "no setting 'method.layr'; did you mean 'layer'?"),
+        (("method.layer=",), "method.layer='' must be int or null"),
+        (("dataset.known_only=yes",), "dataset.known_only='yes' must be bool"),
         (("method.layer=40",), "layer 40 not in 0..3"),
         (("num_edits=-1",), "num_edits"),
         (("num_edits=100000",), "num_edits"),
@@ -184,7 +187,17 @@ def test_bad_input_is_one_clear_sentence_before_any_weights(
     output = launch(tmp_path, cache_dir, *arguments, status=1)
     assert expected in output
     assert "Traceback" not in output
+    assert len(output.strip().splitlines()) == 1
     assert not list(tmp_path.glob("*/journal"))
+
+
+def test_prepare_only_fills_the_cache_and_makes_no_run(tmp_path: Path) -> None:
+    runs, cache = tmp_path / "runs", tmp_path / "cache"
+    output = launch(runs, cache, "prepare_only=true")
+    assert "method rome is ready for tiny-llama" in output
+    assert str(cache) in output
+    assert list((cache / "covariance-factor").glob("*.safetensors"))
+    assert runs_in(runs) == []
 
 
 @pytest.mark.parametrize("flag", [("--help",), ("--cfg", "job")])

@@ -2,58 +2,122 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Any
 
 import numpy
 
 from editeval.benchmarks.estimates import mean_and_stderr
-from editeval.types import Measurement
+from editeval.benchmarks.harness_engine import generation_settings
+from editeval.benchmarks.honest import MAX_CLASSES, Answered, balanced, degenerate_reasons, plain_answer, top_answer_share
+from editeval.types import Measurement, content_key
 
-_GUESSABLE = ("acc", "acc_norm", "acc_bytes")  # the metrics that picking a choice blindly would score 1 / choices on
+_GUESSABLE = ("acc", "acc_norm", "acc_bytes", "exact_match")  # the metrics that guessing scores something on
+_NO_VERSION = (None, "N/A", "Yaml")  # what the harness says of a task that has none
+_TEMPLATE = (  # the fields of a task that its prompts and the reading of its answers depend on
+    "description",
+    "doc_to_text",
+    "doc_to_choice",
+    "doc_to_target",
+    "process_docs",
+    "process_results",
+    "target_delimiter",
+    "fewshot_delimiter",
+    "fewshot_config",
+    "gen_prefix",
+    "generation_kwargs",
+    "filter_list",
+    "output_type",
+)
 
 
-def measurements(results: Mapping[str, Any], loaded: Mapping[str, Any], names: Iterable[str], *, protocol: str) -> Iterator[Measurement]:
-    """Yield the metrics of these tasks and groups, and for multiple choice the mean probability of the right choice.
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How results are read: in which protocol, what guessing scores on a row, how prompts were put, how text is cut into tokens."""
 
-    `gold_probability` is ours: the softmax over the choices' summed log-probabilities, at the right one. It moves long before an
-    accuracy does.
+    protocol: str
+    chance: Callable[[Mapping[str, Any]], float] | None
+    prompt: str
+    tokens: Callable[[str], Sequence[Hashable]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Items:
+    """The items of one reported name: of a task, or of all tasks of a group."""
+
+    tasks: Sequence[Any]
+    records: Sequence[tuple[Any, Mapping[str, Any]]]  # (task, what the harness logged)
+    reading: Reading
+
+    def under(self, filter_name: str) -> list[tuple[Any, Mapping[str, Any]]]:
+        return [(task, record) for task, record in self.records if record["filter"] == filter_name]
+
+
+def measurements(results: Mapping[str, Any], loaded: Mapping[str, Any], names: Iterable[str], reading: Reading) -> Iterator[Measurement]:
+    """Yield the metrics of these tasks and groups, and beside them what an accuracy hides (`honest.py`).
+
+    `gold_probability`, for multiple choice, is the softmax over the choices' summed log-probabilities, at the right one: it moves
+    long before an accuracy does.
     """
     for name in names:
-        leaves = _leaves(name, loaded)
-        values = results["groups"][name] if name in loaded.get("groups", {}) else results["results"][name]
+        tasks = _leaves(name, loaded)
+        items = _Items(
+            tasks=tasks,
+            records=[(task, record) for task in tasks for record in results["samples"][task.task_name]],
+            reading=reading,
+        )
         number = results["versions"].get(name)
-        task_version = "1" if number in (None, "N/A") else str(number)
-        for metric, filter_name, key in sorted(_metric_keys(values), key=lambda found: _rank(leaves[0], found[0])):
+        measured = partial(
+            Measurement,
+            task=name,
+            protocol=reading.protocol,
+            version="1" if number in _NO_VERSION else str(number),
+            shots=_common([task.get_config("num_fewshot") for task in tasks]),
+            template=_template_hash(tasks, reading),
+        )
+        values = results["groups"][name] if name in loaded.get("groups", {}) else results["results"][name]
+        for metric, filter_name, key in sorted(_metric_keys(values), key=lambda found: _rank(tasks[0], found[0])):
             stderr = values.get(f"{metric}_stderr,{filter_name}")
-            directions = [results["higher_is_better"].get(task.task_name, {}).get(metric) for task in leaves]
-            yield Measurement(
-                task=name,
+            directions = [results["higher_is_better"].get(task.task_name, {}).get(metric) for task in tasks]
+            answered = [(task, record) for task, record in items.under(filter_name) if metric in record]
+            yield measured(
                 metric=metric if filter_name == "none" else f"{metric}_{filter_name.replace('-', '_')}",
-                protocol=protocol,
                 value=float(values[key]),
-                n=sum(_count(results["samples"][task.task_name], metric, filter_name) for task in leaves),
+                n=len(answered),
                 stderr=float(stderr) if isinstance(stderr, (int, float)) else None,
-                chance=_chance(leaves, results) if metric in _GUESSABLE else None,
+                chance=_chance(answered, reading) if metric in _GUESSABLE else None,
                 higher_is_better=directions[0] is not False,
-                version=task_version,
             )
-        gold = [
-            value
-            for task in leaves
-            for record in results["samples"][task.task_name]
-            if (value := _gold_probability(task, record)) is not None
-        ]
-        if gold:
-            mean, error = mean_and_stderr(gold)
-            yield Measurement(
-                task=name, metric="gold_probability", protocol=protocol, value=mean, n=len(gold), stderr=error, version=task_version
-            )
+        yield from _beside(items, measured)
 
 
-def item_records(results: Mapping[str, Any], loaded: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _beside(items: _Items, measured: Callable[..., Measurement]) -> Iterator[Measurement]:
+    """Yield the numbers that stand beside an accuracy, each where it has a meaning."""
+    gold = [value for task, record in items.records if (value := _gold_probability(task, record)) is not None]
+    if gold:
+        mean, stderr = mean_and_stderr(gold)
+        yield measured(metric="gold_probability", value=mean, n=len(gold), stderr=stderr)
+    answered = _answered(items)
+    classes = {item.right for item in answered}
+    if 2 <= len(classes) <= MAX_CLASSES:
+        mean, stderr = balanced(answered)
+        yield measured(metric="balanced_accuracy", value=mean, n=len(answered), stderr=stderr, chance=1 / len(classes))
+        share = top_answer_share(answered)
+        yield measured(metric="top_answer_share", value=share, n=len(answered), higher_is_better=False)
+    reasons = [_degenerate(task, record, items.reading) for task, record in _first_filter(items)]
+    known = [float(bool(found)) for found in reasons if found is not None]
+    if known:
+        mean, stderr = mean_and_stderr(known)
+        yield measured(metric="degenerate_rate", value=mean, n=len(known), stderr=stderr, higher_is_better=False)
+
+
+def item_records(results: Mapping[str, Any], loaded: Mapping[str, Any], reading: Reading) -> Iterator[dict[str, Any]]:
     """Yield one record an item and filter: which item, what was answered, every metric's value. Prompts are kept as hashes."""
     for name, task in loaded["tasks"].items():
         for record in results["samples"][name]:
@@ -65,8 +129,11 @@ def item_records(results: Mapping[str, Any], loaded: Mapping[str, Any]) -> Itera
                 "filter": record["filter"],
                 "target": _plain(record["target"]),
                 "metrics": {metric: _plain(record[metric]) for metric in record["metrics"]},
-                **_answer(task, record),
+                **_answer(task, record, reading),
             }
+
+
+# -- tasks -----------------------------------------------------------------------------------------------------------------
 
 
 def _leaves(name: str, loaded: Mapping[str, Any]) -> list[Any]:
@@ -88,8 +155,20 @@ def _rank(task: Any, metric: str) -> int:
     return listed.index(metric) if metric in listed else len(listed)
 
 
-def _count(records: Sequence[Mapping[str, Any]], metric: str, filter_name: str) -> int:
-    return sum(1 for record in records if record["filter"] == filter_name and metric in record)
+def _common(values: Sequence[int | None]) -> int | None:
+    """Return what all tasks of a group agree on, or None."""
+    return values[0] if len(set(values)) == 1 else None
+
+
+def _template_hash(tasks: Sequence[Any], reading: Reading) -> str:
+    """Return a short hash of all that the prompts and the reading of answers depend on, beside the rows."""
+    fields = [{key: value for key, value in task.dump_config().items() if key in _TEMPLATE} for task in tasks]
+    return content_key([json.dumps(fields, sort_keys=True, default=_source), reading.prompt])[:12]
+
+
+def _source(value: Any) -> str:
+    """Return a function of a task file as its source: its address would be another one in each process."""
+    return inspect.getsource(value) if inspect.isroutine(value) or inspect.isclass(value) else type(value).__name__
 
 
 def _is_plain_choice(task: Any) -> bool:
@@ -97,19 +176,61 @@ def _is_plain_choice(task: Any) -> bool:
     return task.OUTPUT_TYPE == "multiple_choice" and not task.multiple_target and not callable(task.get_config("process_results"))
 
 
-def _chance(leaves: Sequence[Any], results: Mapping[str, Any]) -> float | None:
-    """Return the expected accuracy of picking blindly, averaged over the items asked; None where that has no meaning."""
-    if not all(_is_plain_choice(task) for task in leaves):
-        return None
-    return fmean(1 / len(task.doc_to_choice(record["doc"])) for task in leaves for record in results["samples"][task.task_name])
+# -- items -----------------------------------------------------------------------------------------------------------------
+
+
+def _chance(records: Sequence[tuple[Any, Mapping[str, Any]]], reading: Reading) -> float | None:
+    """Return what guessing scores, averaged over the items asked; None where nothing says it."""
+    if records and all(_is_plain_choice(task) for task, _ in records):
+        return fmean(1 / len(task.doc_to_choice(record["doc"])) for task, record in records)
+    if records and reading.chance is not None:
+        return fmean(reading.chance(record["doc"]) for _, record in records)
+    return None
+
+
+def _first_filter(items: _Items) -> list[tuple[Any, Mapping[str, Any]]]:
+    """Return every item once: as the first of its task's filters has it."""
+    first = {id(task): record["filter"] for task, record in reversed(items.records)}
+    return [(task, record) for task, record in items.records if record["filter"] == first[id(task)]]
+
+
+def _answered(items: _Items) -> list[Answered]:
+    """Return the items whose possible answers are the same for all of them; empty where choices differ or nothing was parsed."""
+    found: list[Answered] = []
+    for task, record in _first_filter(items):
+        score = next((float(record[metric]) for metric in _GUESSABLE if metric in record["metrics"]), None)
+        if score is None:
+            return []
+        if _is_plain_choice(task) and not task.multiple_input and isinstance(task.get_config("doc_to_choice"), list):
+            choices, gold = task.doc_to_choice(record["doc"]), _gold_index(task, record)
+            log_probs = _log_probs(record)[: len(choices)]
+            right, given = choices[gold], choices[max(range(len(log_probs)), key=log_probs.__getitem__)]
+        elif task.OUTPUT_TYPE == "generate_until" and isinstance(record["target"], str) and _is_guessable(record, items.reading):
+            right, given = plain_answer(record["target"]), plain_answer(str(record["filtered_resps"][0]))
+        else:
+            return []
+        found.append(Answered(right=right, given=given, score=score))
+    return found
+
+
+def _is_guessable(record: Mapping[str, Any], reading: Reading) -> bool:
+    return reading.chance is not None and reading.chance(record["doc"]) > 0
+
+
+def _gold_index(task: Any, record: Mapping[str, Any]) -> int:
+    """Return the place of the right choice, or -1."""
+    target = record["target"]
+    choices = task.doc_to_choice(record["doc"])
+    if isinstance(target, (int, numpy.integer)):
+        return int(target)
+    return choices.index(target) if target in choices else -1
 
 
 def _gold_probability(task: Any, record: Mapping[str, Any]) -> float | None:
     if not _is_plain_choice(task) or task.multiple_input:
         return None
-    choices = task.doc_to_choice(record["doc"])
-    gold = record["target"] if isinstance(record["target"], int) else choices.index(record["target"]) if record["target"] in choices else -1
-    log_probs = _log_probs(record)[: len(choices)]
+    gold = _gold_index(task, record)
+    log_probs = _log_probs(record)[: len(task.doc_to_choice(record["doc"]))]
     if not 0 <= gold < len(log_probs):
         return None
     highest = max(log_probs)
@@ -117,14 +238,23 @@ def _gold_probability(task: Any, record: Mapping[str, Any]) -> float | None:
     return weights[gold] / math.fsum(weights)
 
 
+def _degenerate(task: Any, record: Mapping[str, Any], reading: Reading) -> tuple[str, ...] | None:
+    if task.OUTPUT_TYPE != "generate_until":
+        return None
+    text = record["resps"][0][0]
+    bound, _ = generation_settings(record["arguments"][0][1])
+    return degenerate_reasons(text, reading.tokens(text), max_new_tokens=bound)
+
+
 def _log_probs(record: Mapping[str, Any]) -> list[float]:
     return [float(answers[0][0]) for answers in record["resps"]]
 
 
-def _answer(task: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the model answered: log-probabilities of the choices, or the text."""
+def _answer(task: Any, record: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+    """Return what the model answered: log-probabilities of the choices, or the text, what was read from it, and why it is none."""
     if task.OUTPUT_TYPE == "generate_until":
-        return {"generated": record["resps"][0][0]}
+        reasons = _degenerate(task, record, reading)
+        return {"generated": record["resps"][0][0], "answer": _plain(record["filtered_resps"][0]), "degenerate": list(reasons or ())}
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return {"log_probs": [float(record["resps"][0][0])]}
     return {"log_probs": _log_probs(record)}

@@ -11,9 +11,9 @@ reused at every rung. This is the only file that imports lm_eval, and it does so
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -22,30 +22,37 @@ from typing import Any
 
 from editeval.benchmarks.estimates import bootstrap_stderr
 from editeval.benchmarks.harness_engine import HarnessRequests
+from editeval.benchmarks.harness_fit import ON_LONG_CONTEXT, check_contexts_fit
 from editeval.benchmarks.harness_guard import Replacement, guarded
-from editeval.benchmarks.harness_results import item_records, measurements
-from editeval.benchmarks.local_data import LocalData, files_hash
+from editeval.benchmarks.harness_results import Reading, item_records, measurements
+from editeval.benchmarks.harness_tasks import RunnableTask, TaskRules, leaves
+from editeval.benchmarks.local_data import files_hash
 from editeval.benchmarks.subset import stratified_subset
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EvaluationContext
+from editeval.models.prompt_format import CHAT, RAW, chat_text, check_format, check_template
 from editeval.types import ConfigError, DatasetError, Evaluation, Progress, SilentProgress
 
-VERSION = "1"  # raised whenever the same model, tasks and data would give other numbers
-_SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+VERSION = "2"  # raised whenever the same model, tasks and data would give other numbers
+OUR_TASKS = Path(__file__).parent / "tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HarnessBenchmark:
-    """One or more tasks, groups or tags of lm-eval.
+    """One or more tasks, groups or tags of lm-eval, asked in one protocol.
 
-    Tasks are looked up in `task_folder` (YAML files of one's own), else in `stock_folder` (a folder inside lm-eval's own tasks),
-    else in all of lm-eval (indexing takes five seconds). With `data`, rows come from `<data>/<data_folder>[/<config>]/<split>.jsonl`
-    and no network call is made. `limit` is a number of items a task: a seeded subset, stratified by label, the same at every rung.
-    A group is one set of numbers; `report_subtasks` adds those of its sub-groups and tasks.
+    Tasks are looked up in `task_folder` (YAML files of one's own, or a folder inside `tasks/` of this room) and `stock_folder` (a
+    folder inside lm-eval's own tasks), else in all of lm-eval (indexing takes five seconds). `task_changes` replace fields of every
+    task's config, `group_changes` of every group that is named.
+    With `data`, rows come from `<data>/<data_folder>[/<config>]/<split>.jsonl` and no network call is made.
+    `limit` is a number of items a task: a seeded subset, stratified by label, the same at every rung. A group is one set of numbers;
+    `report_subtasks` adds those of its sub-groups and tasks. `chance` is what guessing scores on an item: a number, or a Jinja template
+    over its row; where the choices themselves tell (None), nothing need be said. `max_new_tokens` replaces the task's own bound.
+    `prompt_format` other than `chat` leaves prompts as the task writes them: they are questions already.
     """
 
     name: str
-    tasks: Sequence[str]
+    task: str | Sequence[str]
     protocol: str
     task_folder: str | None
     stock_folder: str | None
@@ -55,33 +62,52 @@ class HarnessBenchmark:
     num_fewshot: int | None
     report_subtasks: bool
     seed: int
+    chance: float | str | None = None
+    max_new_tokens: int | None = None
+    prompt_format: str = RAW
+    on_long_context: str = "error"
+    task_changes: Mapping[str, Any] = field(default_factory=dict)
+    group_changes: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.tasks:
-            raise ConfigError(f"benchmark {self.name} names no task; set benchmark.{self.name}.tasks")
-        for field, lowest in (("limit", 1), ("num_fewshot", 0)):
-            value = getattr(self, field)
+        check_format(self.prompt_format)
+        if not self.task:
+            raise ConfigError(f"benchmark {self.name} names no task; set benchmark.{self.name}.task")
+        if self.on_long_context not in ON_LONG_CONTEXT:
+            raise ConfigError(f"benchmark.{self.name}.on_long_context={self.on_long_context!r}; one of {', '.join(ON_LONG_CONTEXT)}")
+        for setting, lowest in (("limit", 1), ("num_fewshot", 0), ("max_new_tokens", 1)):
+            value = getattr(self, setting)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
-                raise ConfigError(f"benchmark.{self.name}.{field}={value!r} must be a whole number of at least {lowest}, or null")
+                raise ConfigError(f"benchmark.{self.name}.{setting}={value!r} must be a whole number of at least {lowest}, or null")
 
     @property
     def depends_on_requests(self) -> bool:
         """False: the questions are the same whatever was edited."""
         return False
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks, groups and tags that are asked."""
+        return (self.task,) if isinstance(self.task, str) else tuple(self.task)
+
     def settings(self) -> Mapping[str, Any]:
-        """Return what the numbers depend on beside the model; needs no lm-eval import."""
-        folder = self._folder()
+        """Return what the numbers depend on beside the model; needs no lm-eval import unless `data_folder` is left open."""
         return {
             "benchmark": "lm-eval",
             "version": VERSION,
             "lm_eval": version("lm_eval"),
             "tasks": list(self.tasks),
-            "task_files": None if folder is None else files_hash(folder, "**/*.yaml", "**/*_yaml", "**/*.py"),
-            "data": "hub" if self._local_data is None else self._local_data.content_hash,
+            "task_files": [files_hash(folder, "**/*.yaml", "**/*_yaml", "**/*.py") for folder in self._folders()],
+            "task_changes": dict(self.task_changes),
+            "group_changes": dict(self.group_changes),
+            "data": self._data_hash(),
             "protocol": self.protocol,
+            "chance": self.chance,
             "limit": self.limit,
             "num_fewshot": self.num_fewshot,
+            "max_new_tokens": self.max_new_tokens,
+            "chat": self.prompt_format == CHAT,
+            "on_long_context": self.on_long_context,
             "report_subtasks": self.report_subtasks,
             "seed": self.seed,
         }
@@ -93,28 +119,66 @@ class HarnessBenchmark:
             ConfigError: an unknown task or folder.
             DatasetError: a missing split or a damaged file; or, without `data`, a data set that the hub does not give.
         """
-        if self._local_data is None:
+        if self.data is None:
             _ = self._loaded  # the only proof that the hub can be reached is to fetch
             return
         with self._guarded():
-            for task in self._local_tasks(self._task_manager(), self._local_data):
+            for task, config in self._runnable(self._task_manager()):
                 for path in task.files.values():
-                    self._local_data.rows(path)
+                    self._rules.local_data(config).rows(path)
+
+    def check_model(self, model: EditedModel) -> None:
+        """Render every prompt, once for all rungs, and see that this model can read it.
+
+        Raises:
+            ConfigError: a prompt that is too long under `on_long_context=error`, or a chat template that is missing or refuses it.
+        """
+        if self.prompt_format == CHAT:
+            check_template(model.lm.tokenizer, name=model.lm.description.name)
+        engine = harness_model(model)
+        chat = {"apply_chat_template": True, "chat_template": engine.apply_chat_template} if self.prompt_format == CHAT else {}
+        with self._guarded():
+            for name, task in self._loaded["tasks"].items():
+                task.build_all_requests(samples=None if self._chosen is None else self._chosen[name], **chat)
+        if self.on_long_context == "error":
+            requests = [request for task in self._loaded["tasks"].values() for request in task.instances]
+            check_contexts_fit(model, requests, benchmark=self.name)
 
     def evaluate(self, model: EditedModel, context: EvaluationContext) -> Evaluation:
         """Put every item of every task to the model."""
         from lm_eval.evaluator import evaluate
 
+        self.check_model(model)
         loaded, chosen = self._loaded, self._chosen
         engine = harness_model(model, progress=context.progress, description=self.name)
         with self._guarded():
             results = evaluate(lm=engine, task_dict=loaded, samples=chosen, bootstrap_iters=1000)
             # Within the guard: even asking a task for its name draws from the global generator.
             names = self._reported(loaded)
+            reading = self._reading(model)
             return Evaluation(
-                measurements=tuple(measurements(results, loaded, names, protocol=self.protocol)),
-                samples=tuple(item_records(results, loaded)),
+                measurements=tuple(measurements(results, loaded, names, reading)),
+                samples=tuple(item_records(results, loaded, reading)),
             )
+
+    def _reading(self, model: EditedModel) -> Reading:
+        tokenizer = model.lm.tokenizer
+        return Reading(
+            protocol=self.protocol,
+            chance=None if self.chance is None else self._chance_of,
+            prompt=str(tokenizer.chat_template) if self.prompt_format == CHAT else RAW,
+            tokens=lambda text: tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
+        )
+
+    def _chance_of(self, row: Mapping[str, Any]) -> float:
+        from lm_eval.utils import apply_template
+
+        if not isinstance(self.chance, str):
+            return float(self.chance or 0)
+        try:
+            return float(apply_template(self.chance, dict(row)))
+        except ValueError as error:
+            raise ConfigError(f"benchmark.{self.name}.chance gives no number for an item: {error}; correct the template") from error
 
     def _guarded(self) -> AbstractContextManager[None]:
         """Return the context in which the harness's code runs: quiet, without side effects, templates compiled once."""
@@ -140,96 +204,84 @@ class HarnessBenchmark:
 
     # -- tasks ---------------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def _local_data(self) -> LocalData | None:
-        if self.data is None:
-            return None
-        if self.data_folder is None:
-            raise ConfigError(
-                f"paths.data is set, but benchmark {self.name} does not say which folder in it; set benchmark.{self.name}.data_folder"
-            )
-        return LocalData(folder=Path(self.data) / self.data_folder)
+    @property
+    def _rules(self) -> TaskRules:
+        return TaskRules(
+            benchmark=self.name,
+            changes=self.task_changes,
+            max_new_tokens=self.max_new_tokens,
+            num_fewshot=self.num_fewshot,
+            data=self.data,
+            data_folder=self.data_folder,
+        )
 
-    def _folder(self) -> Path | None:
-        """Return the folder whose task files are read; None for all of lm-eval."""
+    def _data_hash(self) -> Any:
+        """Return what tells the rows apart: hashes of the local files, or the word that they are the hub's."""
+        if self.data is None:
+            return "hub"
+        if self.data_folder is not None:
+            return self._rules.local_data({}).content_hash
+        with self._guarded():
+            folders = {self._rules.local_data(config).folder for _, config in self._runnable(self._task_manager())}
+        return [files_hash(folder, "**/*.jsonl") for folder in sorted(folders)]
+
+    def _folders(self) -> list[Path]:
+        """Return the folders whose task files are read; none for all of lm-eval."""
+        folders: list[Path] = []
         if self.task_folder is not None:
-            folder = Path(self.task_folder)
-        elif self.stock_folder is not None:
-            folder = _stock_tasks() / self.stock_folder
-        else:
-            return None
-        if not folder.is_dir():
-            raise ConfigError(f"benchmark {self.name}: no task folder {folder}; set benchmark.{self.name}.task_folder or .stock_folder")
-        return folder
+            ours = OUR_TASKS / self.task_folder
+            folders.append(ours if ours.is_dir() else Path(self.task_folder))
+        if self.stock_folder is not None:
+            folders.append(_stock_tasks() / self.stock_folder)
+        for folder in folders:
+            if not folder.is_dir():
+                raise ConfigError(f"benchmark {self.name}: no task folder {folder}; set benchmark.{self.name}.task_folder or .stock_folder")
+        return folders
 
     def _task_manager(self) -> Any:
-        """Return lm-eval's index of tasks, in which every asked name is."""
+        """Return lm-eval's index of tasks, in which every asked name is, with the groups as they are run."""
         from lm_eval.tasks import TaskManager
+        from lm_eval.tasks._yaml_loader import load_yaml
 
-        folder = self._folder()
-        manager = TaskManager(include_defaults=folder is None, include_path=None if folder is None else str(folder))
+        folders = self._folders()
+        manager = TaskManager(include_defaults=not folders, include_path=[str(folder) for folder in folders] or None)
         for name in self.tasks:
             if name not in manager.task_index:
                 near = difflib.get_close_matches(name, manager.all_tasks, n=3)
-                where = folder or "lm-eval"
+                where = " and ".join(map(str, folders)) or "lm-eval"
                 hint = f"did you mean {', '.join(near)}?" if near else f"{where} has {', '.join(manager.all_tasks[:8])}"
                 raise ConfigError(f"benchmark {self.name}: no task {name!r} in {where}; {hint}")
+            entry = manager.task_index[name]
+            if self.group_changes and entry.cfg is not None and "group" in entry.cfg:
+                changed = {**load_yaml(entry.yaml_path), **self.group_changes}
+                manager.task_index[name] = replace(entry, yaml_path=None, cfg=changed)
         return manager
 
-    def _local_tasks(self, manager: Any, data: LocalData) -> Iterator[_LocalTask]:
-        """Yield every asked task with its rows read from local files.
-
-        Raises:
-            DatasetError: a split that the task needs has no file.
-        """
-        for name in _leaves(manager.task_index, self.tasks):
-            yield self._localised(manager.task_index[name], data)
-
-    def _localised(self, entry: Any, data: LocalData) -> _LocalTask:
-        """Point one task at its files; a split without a file is dropped where it is not needed."""
+    def _runnable(self, manager: Any) -> Iterator[tuple[RunnableTask, Mapping[str, Any]]]:
+        """Yield every asked task as it is run, and its config as the harness has it."""
         from lm_eval.tasks._yaml_loader import load_yaml
 
-        if entry.yaml_path is None or "class" in entry.cfg:
-            raise ConfigError(f"task {entry.name} is Python code that fetches its own data; leave paths.data out, or choose a YAML task")
-        config: dict[str, Any] = load_yaml(entry.yaml_path)
-        files = data.splits(config.get("dataset_name"))
-        fewshot = dict(config.get("fewshot_config") or {})
-        needed = [config.get("test_split") or config.get("validation_split")]
-        if self._shots(config) > 0 and "samples" not in fewshot:
-            sources = (fewshot.get("split"), config.get("fewshot_split"), config.get("training_split"), config.get("validation_split"))
-            needed.append(next((source for source in sources if source), needed[0]))
-        for split in needed:
-            if split not in files:
-                folder = next(iter(files.values())).parent
-                raise DatasetError(
-                    f"task {entry.name} needs split {split!r}, but {folder} holds {', '.join(files)}; add {split}.jsonl there"
-                )
-        if fewshot.get("split") not in files:
-            fewshot.pop("split", None)
-        kept = {key: config[key] if config.get(key) in files else None for key in _SPLITS}
-        used = {split: files[split] for split in {*kept.values(), *needed} if split is not None}
-        source = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": None, "custom_dataset": _reader(data, used)}
-        local = config | kept | source | ({"fewshot_config": fewshot} if fewshot else {})
-        return _LocalTask(name=entry.name, config=local, files=used)
-
-    def _shots(self, config: Mapping[str, Any]) -> int:
-        """Return the number of shots, by the harness's rule: a task that fixes zero keeps it."""
-        own = config.get("num_fewshot")
-        return int(own or 0) if self.num_fewshot is None or own == 0 else self.num_fewshot
+        for name in leaves(manager.task_index, self.tasks):
+            entry = manager.task_index[name]
+            config: Mapping[str, Any] = entry.cfg if entry.yaml_path is None else load_yaml(entry.yaml_path)
+            yield self._rules.runnable(name, config), config
 
     @cached_property
     def _loaded(self) -> Mapping[str, Any]:
         """The task and group objects, with their rows; built once."""
         with self._guarded():
             manager = self._task_manager()
-            for local in self._local_tasks(manager, self._local_data) if self._local_data else ():
-                manager.task_index[local.name] = replace(manager.task_index[local.name], yaml_path=None, cfg=local.config)
+            if self._rules.changes_something:
+                for task, _ in list(self._runnable(manager)):
+                    manager.task_index[task.name] = replace(manager.task_index[task.name], yaml_path=None, cfg=task.config)
             try:
                 loaded: Mapping[str, Any] = manager.load(list(self.tasks))
-            except OSError as error:
+            except (OSError, ValueError) as error:
+                if self.data is not None:
+                    raise
                 raise DatasetError(f"benchmark {self.name}: cannot fetch its data ({error}); set paths.data to a local copy") from error
         for task in loaded["tasks"].values():
-            task.set_config(key="num_fewshot", value=self._shots({"num_fewshot": task.get_config("num_fewshot")}))
+            task.set_config(key="num_fewshot", value=self._rules.shots({"num_fewshot": task.get_config("num_fewshot")}))
             task.set_fewshot_seed(seed=self.seed)
             _build_requests_once(task)
         return loaded
@@ -253,21 +305,16 @@ class HarnessBenchmark:
         return [name for name in (*groups, *loaded["tasks"]) if name not in inner]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _LocalTask:
-    """A task whose rows are local: its config for the harness, and the files it reads."""
-
-    name: str
-    config: Mapping[str, Any]
-    files: Mapping[str, Path]
-
-
 def harness_model(model: EditedModel, *, progress: Progress | None = None, description: str = "lm-eval") -> Any:
     """Return the model as an `lm_eval.api.model.LM`, for any function of the harness."""
     from lm_eval.api.model import LM
 
+    def apply_chat_template(turns: Sequence[Mapping[str, str]], add_generation_prompt: bool = True) -> str:
+        return chat_text(model.lm.tokenizer, turns, name=model.lm.description.name, begin_answer=add_generation_prompt)
+
     # The base class is known only here: importing it at the top would load all of lm-eval with this module.
-    engine = type("EditevalLM", (HarnessRequests, LM), {})
+    chat = {"apply_chat_template": staticmethod(apply_chat_template), "tokenizer_name": model.lm.fingerprint}
+    engine = type("EditevalLM", (HarnessRequests, LM), chat)
     return engine(model, progress=progress or SilentProgress(), description=description)
 
 
@@ -276,29 +323,6 @@ def _stock_tasks() -> Path:
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent / "tasks"
-
-
-def _leaves(index: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
-    """Yield the tasks below these names of tasks, groups and tags."""
-    for name in names:
-        entry = index[name]
-        members = entry.cfg.get("task") if entry.cfg and "group" in entry.cfg else sorted(entry.tags) if entry.cfg is None else None
-        if isinstance(members, list):
-            inner = [member if isinstance(member, str) else member.get("task", member.get("group")) for member in members]
-            yield from _leaves(index, [member for member in inner if member in index])
-        else:
-            yield name
-
-
-def _reader(data: LocalData, files: Mapping[str, Path]) -> Any:
-    """Return a function that reads the splits; a function, because the harness copies configs and would copy rows with them."""
-
-    def read(**_: object) -> dict[str, Any]:
-        from datasets import Dataset
-
-        return {split: Dataset.from_list(data.rows(path)) for split, path in files.items()}
-
-    return read
 
 
 def _build_requests_once(task: Any) -> None:

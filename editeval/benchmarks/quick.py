@@ -57,7 +57,7 @@ class QuickBenchmark:
     def _parts(self) -> tuple[Benchmark, ...]:
         tasks = HarnessBenchmark(
             name="quick",
-            tasks=("all",),
+            task="all",
             protocol="cloze",
             task_folder=str(ROOM / "tasks" / "quick"),
             stock_folder=None,

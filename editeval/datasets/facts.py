@@ -13,7 +13,7 @@ import logging
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,22 +27,32 @@ BUILT_IN = Path(__file__).with_suffix(".yaml")
 NEIGHBORS = 4
 MIN_NEIGHBORS = 3
 MIN_PARAPHRASES = 2
+PARTS = ("all", "edit", "train")
+TRAIN_SHARE = 3  # one subject in so many is of the part `train`
+PART_SALT = 31  # which subjects: with this one the first facts that the default run edits are all of the part `edit`
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The relations of a file in the format that the head of `facts.yaml` describes (None: that file)."""
+    """The relations of a file in the format that the head of `facts.yaml` describes (None: that file).
+
+    `part` chooses facts by a hash of their subject: `train` and `edit` have no subject in common and are together `all`. A fact is the
+    same row in every part; neighbours may be of any.
+    """
 
     name: str = "facts"
     file: str | None = None
+    part: str = "all"
     on_bad_row: str = "error"
     known_only: bool = True
 
     def __post_init__(self) -> None:
         if self.on_bad_row not in ON_BAD_ROW:
             raise ConfigError(f"dataset.on_bad_row={self.on_bad_row} is unknown; one of: {', '.join(ON_BAD_ROW)}")
+        if self.part not in PARTS:
+            raise ConfigError(f"dataset.part={self.part} is unknown; one of: {', '.join(PARTS)}")
 
     def check(self) -> None:
         """Expand every fact; that takes a fraction of a second.
@@ -66,7 +76,10 @@ class Facts:
     def read(self) -> LoadedRows:
         """Return every fact, and what was left out and why; raises as `load`."""
         path = BUILT_IN if self.file is None else Path(self.file).expanduser()
-        return load_requests(_rows(path), _request, on_bad_row=self.on_bad_row)
+        rows = load_requests(_rows(path), _request, on_bad_row=self.on_bad_row)
+        if self.part == "all":
+            return rows
+        return replace(rows, requests=tuple(request for request in rows.requests if _part(request.subject) == self.part))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,6 +259,10 @@ def _request(row: Row) -> EditRequest:
             if contains_answer(prompt, answer):
                 raise RowError(f"{request.request_id}: {prompt!r} gives the answer {answer!r} away")
     return request
+
+
+def _part(subject: str) -> str:
+    return "train" if seed_for("part", PART_SALT, normalize_answer(subject)) % TRAIN_SHARE == 0 else "edit"
 
 
 def _probes(row: Row, name: str) -> tuple[Probe, ...]:

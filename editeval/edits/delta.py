@@ -1,4 +1,4 @@
-"""What an edit changes: low-rank and dense updates of weight matrices, with what must be remembered.
+"""What an edit changes: weight matrices, or what stands beside them (a codebook, a memory of facts), with what must be remembered.
 
 Every matrix is written (d_out, d_in), whatever the module stores; a flag of the site turns GPT-2's Conv1D.
 """
@@ -28,7 +28,37 @@ class DenseDelta:
     value: Tensor
 
 
-Delta = LowRankDelta | DenseDelta
+@dataclass(frozen=True, kw_only=True)
+class CodebookDelta:
+    """Entries of the codebook at one site (GRACE), whole, as they are after the edit.
+
+    `entries` (n,) int64 are their numbers, rising: a number that the codebook has is replaced, the next ones are inserted behind it.
+    `keys` (n, d_in), `values` (n, d_out) and `epsilons` (n,) are float32; `labels` (n, L) int64 are target token ids, filled up with -1.
+    `position` () int64 is that of the edited prompt's last token. All on the CPU.
+    """
+
+    site: str
+    entries: Tensor
+    keys: Tensor
+    values: Tensor
+    epsilons: Tensor
+    labels: Tensor
+    position: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryDelta:
+    """Facts that a memory takes in, in order: full prompts, subjects and targets as text, `embeddings` (n, d) float32 on the CPU."""
+
+    prompts: tuple[str, ...]
+    subjects: tuple[str, ...]
+    targets: tuple[str, ...]
+    embeddings: Tensor
+
+
+WeightDelta = LowRankDelta | DenseDelta
+AdapterDelta = CodebookDelta | MemoryDelta
+Delta = WeightDelta | AdapterDelta
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editeval.edits.delta import Delta, DenseDelta, Edit, LowRankDelta
+from editeval.edits.delta import CodebookDelta, Delta, DenseDelta, Edit, LowRankDelta, MemoryDelta
 from editeval.types import JournalError
 
-DELTA_KINDS: dict[str, type[Delta]] = {"low_rank": LowRankDelta, "dense": DenseDelta}
+DELTA_KINDS: dict[str, type[Delta]] = {
+    "low_rank": LowRankDelta,
+    "dense": DenseDelta,
+    "codebook": CodebookDelta,
+    "memory": MemoryDelta,
+}
 
 DTYPES: Mapping[str, torch.dtype] = MappingProxyType(
     {

@@ -1,32 +1,38 @@
 """A model under edits: the one engine that every number comes from.
 
 `EditedModel` applies recorded edits, takes them back exactly, and answers: `score`, `score_text`, `generate`. All three take text, so
-that what is added later (shared prefixes, adapters that route a request or rewrite its context) changes no caller.
+that shared prefixes, and adapters that route a request or rewrite its context, change no caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import Tensor
 
-from editeval.edits.delta import Edit
+from editeval.edits.delta import AdapterDelta, Delta, Edit, WeightDelta
+from editeval.inference.adapters import ActivationAdapter, Adapter, RequestAdapter
 from editeval.inference.encoding import encode_pairs, encode_texts, fit, prefix_token, windows
 from editeval.inference.generation import GenerationLimits, generate_greedy
 from editeval.inference.scoring import ContinuationScore, ScoringPlan, plan_for, score_pairs
 from editeval.inference.weights import EditedWeights
 from editeval.models.model import LanguageModel
-from editeval.types import EditevalError
+from editeval.types import EditError, EditevalError
 
 __all__ = ["ContinuationScore", "EditedModel"]
+
+Answer = TypeVar("Answer")
 
 
 class EditedModel:
     """Hugging Face model + tokenizer + sites, the edits applied so far, and an exact way back.
 
     Base weights are kept copy-on-first-write on the CPU; edited matrices keep a float32 master so that small updates do
-    not vanish in half precision (for float32 models the parameter itself is the master).
+    not vanish in half precision (for float32 models the parameter itself is the master). Edits that are no weight updates go to the
+    adapter of their method, which must be attached first.
 
     `batch_tokens` bounds the tokens of one pass through the model, padding counted. Scores do not depend on it in float32.
     """
@@ -41,6 +47,8 @@ class EditedModel:
         self.auxiliary = []
         self._batch_tokens = batch_tokens
         self._weights = EditedWeights(lm)
+        self._adapter: Adapter | None = None
+        self._hidden = False
         self._plan: ScoringPlan | None = None
 
     @property
@@ -53,6 +61,22 @@ class EditedModel:
         """Names of the parameters edited since the last restore, sorted."""
         return self._weights.edited
 
+    @property
+    def adapter(self) -> Adapter | None:
+        """What takes the edits that are no weight updates, if anything."""
+        return self._adapter
+
+    def attach(self, adapter: Adapter) -> None:
+        """Give the model what its edits need beside weights.
+
+        Raises:
+            EditevalError: there is one already, or edits were applied without it.
+        """
+        if self._adapter is not None or self.num_applied:
+            found = f"{self.num_applied} edits are applied" if self._adapter is None else f"a {type(self._adapter).__name__} is attached"
+            raise EditevalError(f"{found}; attach an adapter once, to an unedited model")
+        self._adapter = adapter
+
     def apply(self, edit: Edit) -> None:
         """Apply a recorded edit: the only thing that changes the model. Bit-for-bit the same live and replayed.
 
@@ -60,27 +84,40 @@ class EditedModel:
         nothing is an error.
 
         Raises:
-            EditError: a parameter is unknown, a shape is wrong, a number is not finite, or the deltas change nothing; nothing is changed.
+            EditError: a parameter is unknown, a shape is wrong, a number is not finite, the deltas change nothing, or no adapter takes
+                them; nothing is changed.
             EditevalError: within `unedited()`.
         """
-        self._weights.add(edit.deltas)
+        weights, others = self._divided(edit.deltas)
+        if self._adapter is not None and others:
+            self._adapter.check(others)
+        self._weights.add(weights)
+        if self._adapter is not None and others:
+            self._adapter.add(others)
         self.auxiliary.append(edit.auxiliary)
 
     def check(self, edit: Edit) -> None:
         """Raise the EditError that `apply` would raise, and change nothing: an edit is checked before it is recorded."""
-        self._weights.check(edit.deltas)
+        weights, others = self._divided(edit.deltas)
+        self._weights.check(weights)
+        if self._adapter is not None and others:
+            self._adapter.check(others)
 
     def restore(self) -> None:
-        """Put the base weights back, bit for bit, and forget every edit."""
+        """Put the base weights back, bit for bit, and forget every edit; an attached adapter stays, empty."""
         self._weights.restore()
+        if self._adapter is not None:
+            self._adapter.clear()
         self.auxiliary.clear()
 
     def weights_digest(self) -> str:
-        """Return the sha256 over every edited parameter (name, bytes; its master's too); of the empty string before any edit.
+        """Return the sha256 over every edited parameter (name, bytes; its master's too) and the adapter's entries.
 
-        Within `unedited()` it is that of the base model: of the empty string.
+        It is that of the empty string before any edit. Within `unedited()` it is that of the base model.
         """
-        return self._weights.digest()
+        weights = self._weights.digest()
+        adapter = self._acting
+        return weights if adapter is None else hashlib.sha256(f"{weights}\0{adapter.digest()}".encode()).hexdigest()
 
     def weight(self, parameter: str) -> Tensor:
         """Return the current weight as float32 (d_out, d_in), on its own device (a view or a copy: do not write)."""
@@ -93,8 +130,13 @@ class EditedModel:
     @contextmanager
     def unedited(self) -> Iterator[None]:
         """Within the context the model is the base model; afterwards exactly what it was. No edit can be applied within."""
-        with self._weights.unedited():
-            yield
+        hidden_before = self._hidden
+        self._hidden = True
+        try:
+            with self._weights.unedited():
+                yield
+        finally:
+            self._hidden = hidden_before
 
     def score(
         self, contexts: Sequence[str], continuations: Sequence[str], *, special_tokens: bool | None = None
@@ -109,9 +151,14 @@ class EditedModel:
             ValueError: unequal numbers of contexts and continuations.
         """
         self._check_mode()
-        max_length = self.lm.description.max_positions
-        pairs = encode_pairs(self.lm.tokenizer, contexts, continuations, special_tokens=special_tokens)
-        return score_pairs(self.lm.module, [fit(pair, max_length=max_length) for pair in pairs], self._scoring_plan())
+        if len(contexts) != len(continuations):
+            raise ValueError(f"{len(contexts)} contexts and {len(continuations)} continuations; one continuation a context")
+
+        def ask(model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str]) -> list[ContinuationScore]:
+            asked = [prefix + contexts[number] for number, prefix in zip(numbers, prefixes, strict=True)]
+            return model._score(asked, [continuations[number] for number in numbers], special_tokens)
+
+        return self._routed(contexts, ask)
 
     def score_text(self, texts: Sequence[str], *, special_tokens: bool | None = None) -> list[ContinuationScore]:
         """Score every token of each text, in windows of the model's length (a text without tokens has log-probability 0).
@@ -120,11 +167,11 @@ class EditedModel:
         lm-eval, a beginning-of-sequence token that the tokenizer adds is scored too; `special_tokens=False` leaves it out.
         """
         self._check_mode()
-        prefix, max_length = prefix_token(self.lm.tokenizer), self.lm.description.max_positions
-        tokens = encode_texts(self.lm.tokenizer, texts, special_tokens=special_tokens)
-        pairs_of_text = [windows(ids, prefix=prefix, max_length=max_length) for ids in tokens]
-        scores = iter(score_pairs(self.lm.module, [pair for pairs in pairs_of_text for pair in pairs], self._scoring_plan()))
-        return [_joined([next(scores) for _ in pairs]) for pairs in pairs_of_text]
+
+        def ask(model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str]) -> list[ContinuationScore]:
+            return model._score_text([texts[number] for number in numbers], prefixes, special_tokens)
+
+        return self._routed(texts, ask)
 
     def generate(
         self, contexts: Sequence[str], *, max_new_tokens: int, stop: Sequence[str] = (), special_tokens: bool | None = None
@@ -140,12 +187,82 @@ class EditedModel:
         self._check_mode()
         if max_new_tokens < 1 or isinstance(stop, str):
             raise ValueError(f"max_new_tokens is {max_new_tokens} (at least 1), stop is {stop!r} (a list of strings)")
+
+        def ask(model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str]) -> list[str]:
+            asked = [prefix + contexts[number] for number, prefix in zip(numbers, prefixes, strict=True)]
+            return model._generate(asked, max_new_tokens, stop, special_tokens)
+
+        return self._routed(contexts, ask)
+
+    def _routed(self, requests: Sequence[str], ask: Callable[[EditedModel, Sequence[int], Sequence[str]], list[Answer]]) -> list[Answer]:
+        """Ask each model for the requests that go to it (`ask` gets their numbers and prefixes), and return all answers in order."""
+        adapter = self._acting
+        if not isinstance(adapter, RequestAdapter):
+            return ask(self, range(len(requests)), [""] * len(requests))
+        answers: dict[int, Answer] = {}
+        groups: dict[int, tuple[EditedModel, list[int], list[str]]] = {}
+        for number, route in enumerate(adapter.routes(requests)):
+            model = self if route is None or route.model is None else route.model
+            _, numbers, prefixes = groups.setdefault(id(model), (model, [], []))
+            numbers.append(number)
+            prefixes.append("" if route is None else route.prefix)
+        for model, numbers, prefixes in groups.values():
+            answers.update(zip(numbers, ask(model, numbers, prefixes), strict=True))
+        return [answers[number] for number in range(len(requests))]
+
+    def _score(self, contexts: Sequence[str], continuations: Sequence[str], special_tokens: bool | None) -> list[ContinuationScore]:
+        max_length = self.lm.description.max_positions
+        pairs = encode_pairs(self.lm.tokenizer, contexts, continuations, special_tokens=special_tokens)
+        fitted = [fit(pair, max_length=max_length) for pair in pairs]
+        return score_pairs(self.lm.module, fitted, self._scoring_plan(), adapter=self._activation)
+
+    def _score_text(self, texts: Sequence[str], prefixes: Sequence[str], special_tokens: bool | None) -> list[ContinuationScore]:
+        """Score texts behind prefixes (mostly none). A text of its own has no prompt that ends, so hidden states are left as they are."""
+        tokenizer, max_length = self.lm.tokenizer, self.lm.description.max_positions
+        bare = (prefix_token(tokenizer),)
+        pairs_of_text = []
+        for text_ids, prefix_ids in zip(
+            encode_texts(tokenizer, texts, special_tokens=special_tokens),
+            encode_texts(tokenizer, prefixes, special_tokens=special_tokens),
+            strict=True,
+        ):
+            pairs_of_text.append(windows(text_ids, prefix=prefix_ids[-(max_length // 2) :] or bare, max_length=max_length))
+        scores = iter(score_pairs(self.lm.module, [pair for pairs in pairs_of_text for pair in pairs], self._scoring_plan()))
+        return [_joined([next(scores) for _ in pairs]) for pairs in pairs_of_text]
+
+    def _generate(self, contexts: Sequence[str], max_new_tokens: int, stop: Sequence[str], special_tokens: bool | None) -> list[str]:
         tokens = encode_texts(self.lm.tokenizer, contexts, special_tokens=special_tokens)
         limits = GenerationLimits(
             max_new_tokens=max_new_tokens, stop=tuple(stop), max_length=self.lm.description.max_positions, batch_tokens=self._batch_tokens
         )
         filled = [ids or (prefix_token(self.lm.tokenizer),) for ids in tokens]
-        return generate_greedy(self.lm.module, self.lm.tokenizer, filled, limits)
+        return generate_greedy(self.lm.module, self.lm.tokenizer, filled, limits, adapter=self._activation)
+
+    @property
+    def _acting(self) -> Adapter | None:
+        """The adapter, where it holds anything and is not hidden."""
+        adapter = self._adapter
+        return None if adapter is None or self._hidden or adapter.is_empty else adapter
+
+    @property
+    def _activation(self) -> ActivationAdapter | None:
+        adapter = self._acting
+        return adapter if isinstance(adapter, ActivationAdapter) else None
+
+    def _divided(self, deltas: Sequence[Delta]) -> tuple[list[WeightDelta], list[AdapterDelta]]:
+        """Return the deltas of weights, and the adapter's.
+
+        Raises:
+            EditError: there are deltas for an adapter, and none is attached.
+        """
+        weights = [delta for delta in deltas if isinstance(delta, WeightDelta)]
+        others = [delta for delta in deltas if not isinstance(delta, WeightDelta)]
+        if others and self._adapter is None:
+            raise EditError(
+                f"the edit holds a {type(others[0]).__name__}, which no adapter takes; attach its method's first "
+                "(editeval.interfaces.attach, or load the run with editeval.revisit.load_edited)"
+            )
+        return weights, others
 
     def _scoring_plan(self) -> ScoringPlan:
         """Return how this model is run; decided once, on the base model, so that it is the same along a trajectory."""

@@ -96,18 +96,18 @@ def fit(pair: TokenPair, *, max_length: int) -> TokenPair:
     return TokenPair(context=pair.context[-room:], continuation=pair.continuation)
 
 
-def windows(tokens: Sequence[int], *, prefix: int, max_length: int) -> list[TokenPair]:
+def windows(tokens: Sequence[int], *, prefix: tuple[int, ...], max_length: int) -> list[TokenPair]:
     """Cut a text's tokens into windows that together score each token once.
 
-    The first window is headed by the prefix token; a later one by the token before it; the last one is filled up on the left with
-    tokens that are already scored, so that all its tokens see as much as the model can.
+    The first window is headed by `prefix` (at least one token, fewer than `max_length`); a later one by the token before it; the last
+    one is filled up on the left with tokens that are already scored, so that all its tokens see as much as the model can.
     """
     pairs: list[TokenPair] = []
     done = 0
     while done < len(tokens):
-        size = min(len(tokens) - done, max_length)
+        size = min(len(tokens) - done, max_length if done else max_length + 1 - len(prefix))
         end = done + size
-        context = (prefix,) if done == 0 else tuple(tokens[max(0, end - max_length - 1) : done])
+        context = prefix if done == 0 else tuple(tokens[max(0, end - max_length - 1) : done])
         pairs.append(TokenPair(context=context, continuation=tuple(tokens[done:end])))
         done = end
     return pairs

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from editeval.inference.adapters import ActivationAdapter, PromptPath
 from editeval.inference.scoring import input_device
 from editeval.types import EditevalError
 
@@ -41,9 +43,16 @@ class _Live:
 
 @torch.no_grad()
 def generate_greedy(
-    module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, contexts: Sequence[tuple[int, ...]], limits: GenerationLimits
+    module: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    contexts: Sequence[tuple[int, ...]],
+    limits: GenerationLimits,
+    *,
+    adapter: ActivationAdapter | None = None,
 ) -> list[str]:
     """Return the continuation of each context: special tokens left out, cut before the first stop string.
+
+    `adapter` acts where each context ends, while the contexts are read and not on new tokens (unless it says so itself).
 
     Equal contexts are decoded once. A context longer than the model's positions less `max_new_tokens` loses tokens on the left.
 
@@ -59,7 +68,7 @@ def generate_greedy(
     unique = list(dict.fromkeys(context[-room:] for context in contexts))
     texts: dict[tuple[int, ...], str] = {}
     for batch in _batches(unique, limits):
-        for row in _decode_batch(module, tokenizer, batch, limits):
+        for row in _decode_batch(module, tokenizer, batch, limits, adapter):
             texts[row.context] = cut_at_stop(decode(tokenizer, row.generated), limits.stop)
     return [texts[context[-room:]] for context in contexts]
 
@@ -100,7 +109,13 @@ def _batches(contexts: Sequence[tuple[int, ...]], limits: GenerationLimits) -> I
         yield batch
 
 
-def _decode_batch(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, rows: list[_Live], limits: GenerationLimits) -> list[_Live]:
+def _decode_batch(
+    module: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    rows: list[_Live],
+    limits: GenerationLimits,
+    adapter: ActivationAdapter | None,
+) -> list[_Live]:
     """Continue all rows of a batch until each has ended; fills their `generated` and returns them."""
     ends = end_tokens(module, tokenizer)
     device = input_device(module)
@@ -112,9 +127,10 @@ def _decode_batch(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, r
     positions_BT = (mask_BT.cumsum(-1) - 1).clamp(min=0)
     cache = None
     live = rows
-    for _ in range(limits.max_new_tokens):
+    for step in range(limits.max_new_tokens):
         extra = {"position_ids": positions_BT} if takes_positions else {}
-        output = module(input_ids=tokens_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra)
+        with _acting(adapter, module, live, width=width, step=step):
+            output = module(input_ids=tokens_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True, logits_to_keep=1, **extra)
         cache = output.past_key_values
         next_B = output.logits[:, -1].float().argmax(-1)
         going = []
@@ -132,6 +148,22 @@ def _decode_batch(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, r
             tokens_BT, mask_BT, positions_BT = _select(keep, tokens_BT, mask_BT, positions_BT)
             live = [live[place] for place in going]
     return rows
+
+
+def _acting(
+    adapter: ActivationAdapter | None, module: PreTrainedModel, live: Sequence[_Live], *, width: int, step: int
+) -> AbstractContextManager[None]:
+    """Return the context in which the adapter acts on this step's tokens: on the contexts (padded to `width`) at step 0."""
+    if adapter is None or (step > 0 and not adapter.every_step):
+        return nullcontext()
+    if step > 0:
+        return adapter.active(module, [PromptPath(row=place, nodes=(0,)) for place in range(len(live))])
+    paths = []
+    for place, row in enumerate(live):
+        size = len(row.context)
+        query = adapter.query_position(prompt_tokens=size, tokens=size)
+        paths.append(PromptPath(row=place, nodes=tuple(range(width - size, width - size + query + 1))))
+    return adapter.active(module, paths)
 
 
 def _select(keep: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:

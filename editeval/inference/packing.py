@@ -8,7 +8,7 @@ never on the order of the requests.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from editeval.inference.encoding import TokenPair
 
 Ids = NDArray[numpy.uint32]
+
+ShareLimit = Callable[[int, int, int], int]
+"""Given two pairs (their numbers) and how many first tokens are the same, how many of these one node may stand for."""
 
 MAX_OPEN_ROWS = 64  # how many rows are looked through for room
 
@@ -73,23 +76,26 @@ class PackingRules:
     token_price: int
 
 
-def pack(pairs: Sequence[TokenPair], rules: PackingRules) -> list[Row]:
-    """Pack all pairs into rows; every pair is a member of exactly one."""
+def pack(pairs: Sequence[TokenPair], rules: PackingRules, *, share_limit: ShareLimit | None = None) -> list[Row]:
+    """Pack all pairs into rows; every pair is a member of exactly one. Equal beginnings are shared, up to `share_limit` if given."""
     # Big-endian bytes sort as the ids do, so that sequences with a common beginning become neighbours.
     inputs = [numpy.asarray((*pair.context, *pair.continuation[:-1]), dtype=">u4") for pair in pairs]
     keys = [ids.tobytes() for ids in inputs]
     rows: list[Row] = []
     previous: Ids = numpy.empty(0, dtype=">u4")
     path: tuple[int, ...] = ()
+    neighbour = 0
     for index in sorted(range(len(pairs)), key=keys.__getitem__):
         ids = inputs[index]
         shared = _common_prefix(previous, ids)
+        if share_limit is not None:
+            shared = share_limit(neighbour, index, shared)
         if not rows or not _joins(rows[-1], rules, shared=shared, length=len(ids)):
             rows.append(Row())
             shared = 0
         path = _grow(rows[-1], path[:shared], ids[shared:].tolist())
         rows[-1].members.append(Member(pair=index, nodes=path[len(path) - len(pairs[index].continuation) :]))
-        previous = ids
+        previous, neighbour = ids, index
     return _side_by_side(rows, rules)
 
 
@@ -110,6 +116,12 @@ def batches(rows: Sequence[Row], *, batch_tokens: int, batch_scored: int) -> lis
             grouped.append([row])
             width, scored = len(row.tokens), needed
     return grouped
+
+
+def path_to(row: Row, node: int) -> tuple[int, ...]:
+    """Return the nodes from the root down to `node`."""
+    segment = next(segment for segment in row.segments if segment.start <= node < segment.stop)
+    return (*segment.ancestors, *range(segment.start, node + 1))
 
 
 def ancestor_mask(row: Row) -> NDArray[numpy.bool_]:

@@ -9,6 +9,7 @@ import inspect
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from editeval.inference.adapters import ActivationAdapter, PromptPath, share_limit
 from editeval.inference.encoding import TokenPair
-from editeval.inference.packing import PackingRules, Row, ancestor_mask, batches, pack
+from editeval.inference.packing import PackingRules, Row, ancestor_mask, batches, pack, path_to
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -75,17 +77,39 @@ def input_device(module: PreTrainedModel) -> torch.device:
 
 
 @torch.no_grad()
-def score_pairs(module: PreTrainedModel, pairs: Sequence[TokenPair], plan: ScoringPlan) -> list[ContinuationScore]:
-    """Score every pair; a score depends on its own pair alone (up to the rounding of the model's arithmetic)."""
+def score_pairs(
+    module: PreTrainedModel, pairs: Sequence[TokenPair], plan: ScoringPlan, *, adapter: ActivationAdapter | None = None
+) -> list[ContinuationScore]:
+    """Score every pair; a score depends on its own pair alone (up to the rounding of the model's arithmetic).
+
+    `adapter` acts where each pair's context ends; pairs then share tokens only as far as it acts on both alike.
+    """
     scores: dict[int, ContinuationScore] = {}
     batch_scored = max(1, LOGIT_BUDGET // int(module.config.vocab_size))
-    for batch in batches(pack(pairs, plan.rules), batch_tokens=plan.batch_tokens, batch_scored=batch_scored):
-        scores.update(_score_batch(module, batch, pairs))
+    queries = None if adapter is None else [_query_position(adapter, pair) for pair in pairs]
+    rows = pack(pairs, plan.rules, share_limit=None if adapter is None or queries is None else share_limit(adapter, queries))
+    for batch in batches(rows, batch_tokens=plan.batch_tokens, batch_scored=batch_scored):
+        acting = nullcontext() if adapter is None or queries is None else adapter.active(module, _prompt_paths(batch, queries))
+        with acting:
+            logits_NV = _forward(module, batch)
+        scores.update(_read_scores(logits_NV, batch, pairs))
     return [scores[index] for index in range(len(pairs))]
 
 
-def _score_batch(module: PreTrainedModel, rows: Sequence[Row], pairs: Sequence[TokenPair]) -> dict[int, ContinuationScore]:
-    logits_NV = _forward(module, rows)
+def _query_position(adapter: ActivationAdapter, pair: TokenPair) -> int:
+    """Return where in a pair's tokens the adapter looks; the last token of the continuation is not given to the model."""
+    return adapter.query_position(prompt_tokens=len(pair.context), tokens=len(pair.context) + len(pair.continuation) - 1)
+
+
+def _prompt_paths(rows: Sequence[Row], queries: Sequence[int]) -> list[PromptPath]:
+    """Return the nodes up to every place in a batch where an adapter looks; a place that several pairs share once."""
+    members = [(number, row, member) for number, row in enumerate(rows) for member in row.members]
+    paths = [(number, path_to(row, member.nodes[-1])[: queries[member.pair] + 1]) for number, row, member in members]
+    return [PromptPath(row=number, nodes=nodes) for number, nodes in dict.fromkeys(paths)]
+
+
+def _read_scores(logits_NV: Tensor, rows: Sequence[Row], pairs: Sequence[TokenPair]) -> dict[int, ContinuationScore]:
+    """Return the scores of a batch from the logits at its scored nodes."""
     log_normalizer_N = torch.cat([chunk.float().logsumexp(-1) for chunk in torch.split(logits_NV, REDUCE_ROWS)])
     greedy_N = logits_NV.argmax(-1)
     indices: list[int] = []

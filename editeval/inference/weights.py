@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from editeval.edits.delta import Delta, LowRankDelta
+from editeval.edits.delta import LowRankDelta, WeightDelta
 from editeval.models.model import LanguageModel
 from editeval.types import EditError, EditevalError
 
@@ -32,7 +32,7 @@ class EditedWeights:
         self._masters: dict[str, Tensor] = {}
         self._hidden = False
 
-    def add(self, deltas: Sequence[Delta]) -> None:
+    def add(self, deltas: Sequence[WeightDelta]) -> None:
         """Add the deltas to the masters, and round them into the parameters. All of them, or on an error none.
 
         The sum does not depend on the device, the number of threads or the live state of a run: a rank-one product is rounded once
@@ -50,7 +50,7 @@ class EditedWeights:
             for name, matrix in new.items():
                 self._write(name, matrix)
 
-    def check(self, deltas: Sequence[Delta]) -> None:
+    def check(self, deltas: Sequence[WeightDelta]) -> None:
         """Raise what `add` would raise, and change nothing."""
         with torch.no_grad():
             self._summed(deltas)
@@ -122,7 +122,7 @@ class EditedWeights:
         turned = self._turned_prefix is not None and name.startswith(self._turned_prefix) and tensor.ndim == 2
         return tensor.T if turned else tensor
 
-    def _summed(self, deltas: Sequence[Delta]) -> dict[str, Tensor]:
+    def _summed(self, deltas: Sequence[WeightDelta]) -> dict[str, Tensor]:
         """Return the new masters (d_out, d_in) by canonical name; nothing is changed yet."""
         new: dict[str, Tensor] = {}
         for delta in deltas:
@@ -148,7 +148,7 @@ class EditedWeights:
         parameter.copy_(self._turn(name, matrix))
 
 
-def _dense(delta: Delta, *, like: Tensor) -> Tensor:
+def _dense(delta: WeightDelta, *, like: Tensor) -> Tensor:
     """Return dW (d_out, d_in) in float32 on the device of `like`, after all checks.
 
     Raises:

@@ -44,6 +44,13 @@ def pad_rows(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
     return torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
 
 
+def first_tensor(output: Any) -> Tensor:
+    """Return what a layer makes of its hidden states, which may come with other things in a tuple."""
+    value = output[0] if isinstance(output, tuple) else output
+    assert isinstance(value, Tensor)
+    return value
+
+
 class SuffixPass:
     """Rows of tokens whose positions before the subject's last token were computed once.
 
@@ -73,7 +80,7 @@ class SuffixPass:
         calls: dict[int, dict[str, Any]] = {}
         with ExitStack() as stack, torch.no_grad():
             for number, module in enumerate(self._layers):
-                stack.callback(module.register_forward_pre_hook(_recorder(calls, number), with_kwargs=True).remove)
+                stack.callback(module.register_forward_pre_hook(call_recorder(calls, number), with_kwargs=True).remove)
             trace = stack.enter_context(capture(lm.module, [*sites, layer_path], inputs=True, outputs=True))
             lm.module.base_model(input_ids=ids_BT, past_key_values=cache, use_cache=True)
         self.site_inputs = {path: self._at_subject(trace.inputs[path]).float() for path in sites}
@@ -81,10 +88,10 @@ class SuffixPass:
         self._first_input = self._at_subject(trace.inputs[layer_path])[:, None]
         num_prefix = int(self._starts_B.max())
         num_suffix = int((self._lengths_B - self._starts_B).max())
-        self._frozen = _FrozenPrefix(cache, layer=layer, num_prefix=num_prefix)
+        self._frozen = FrozenPrefix(cache, layer=layer, num_prefix=num_prefix)
         self._later_outputs = self._take(trace.outputs[layer_path], self._positions(num_suffix))[:, 1:]
-        one = _Cut(starts_B=self._starts_B, lengths_B=self._lengths_B, num_prefix=num_prefix, num_suffix=1, width=self._width)
-        all_ = _Cut(starts_B=self._starts_B, lengths_B=self._lengths_B, num_prefix=num_prefix, num_suffix=num_suffix, width=self._width)
+        one = Cut(starts_B=self._starts_B, lengths_B=self._lengths_B, num_prefix=num_prefix, num_suffix=1, width=self._width)
+        all_ = Cut(starts_B=self._starts_B, lengths_B=self._lengths_B, num_prefix=num_prefix, num_suffix=num_suffix, width=self._width)
         self._arguments = [(one if number == 0 else all_).arguments(calls[number], self._frozen) for number in range(len(self._layers))]
 
     def hidden(self, added_BD: Mapping[str, Tensor]) -> Tensor:
@@ -95,10 +102,10 @@ class SuffixPass:
         with ExitStack() as stack:
             for path in self._sites:
                 stack.enter_context(replace_output(self._lm.module, path, _adder(added_BD[path])))
-            first = _tensor(self._layers[0](self._first_input, **self._arguments[0]))
+            first = first_tensor(self._layers[0](self._first_input, **self._arguments[0]))
         hidden = torch.cat([first, self._later_outputs.to(first.device)], dim=1)
         for module, arguments in zip(self._layers[1:], self._arguments[1:], strict=True):
-            hidden = _tensor(module(hidden, **arguments))
+            hidden = first_tensor(module(hidden, **arguments))
         return hidden
 
     def _at_subject(self, states_BTD: Tensor) -> Tensor:
@@ -114,8 +121,8 @@ class SuffixPass:
         return states_BTD[torch.arange(len(positions_BS), device=positions_BS.device)[:, None], positions_BS]
 
 
-class _FrozenPrefix(Cache):
-    """Attention keys and values of the positions before the subject's last token; never grows."""
+class FrozenPrefix(Cache):
+    """Attention keys and values of the first `num_prefix` positions; never grows."""
 
     def __init__(self, cache: DynamicCache, *, layer: int, num_prefix: int) -> None:
         super().__init__(layers=[])
@@ -128,13 +135,16 @@ class _FrozenPrefix(Cache):
             self._pairs[index] = (stored.keys[:, :, :num_prefix], stored.values[:, :, :num_prefix])
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Return the frozen keys and values followed by the new ones, storing nothing."""
+        """Return the frozen keys and values followed by the new ones, storing nothing; the new rows may be copies of the frozen ones."""
         keys, values = self._pairs[layer_idx]
+        copies = len(key_states) // len(keys)
+        if copies > 1:
+            keys, values = keys.repeat(copies, 1, 1, 1), values.repeat(copies, 1, 1, 1)
         return torch.cat([keys, key_states], dim=2), torch.cat([values, value_states], dim=2)
 
 
-class _Cut:
-    """Cuts the arguments that a layer got for all T positions to S positions behind P frozen ones."""
+class Cut:
+    """Cuts the arguments that a layer got for all T positions to S positions from `starts_B` on, behind P frozen ones."""
 
     def __init__(self, *, starts_B: Tensor, lengths_B: Tensor, num_prefix: int, num_suffix: int, width: int) -> None:
         self._width = width
@@ -204,7 +214,9 @@ class _Cut:
         )
 
 
-def _recorder(calls: dict[int, dict[str, Any]], number: int) -> Any:
+def call_recorder(calls: dict[int, dict[str, Any]], number: int) -> Any:
+    """Return a hook that keeps, under `number`, what a layer is called with beside its hidden states."""
+
     def hook(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         bound = inspect.signature(module.forward).bind(*arguments, **keywords)
         call: dict[str, Any] = {}
@@ -223,9 +235,3 @@ def _adder(added_BD: Tensor) -> Any:
         return output_B1D + added_BD.to(device=output_B1D.device, dtype=output_B1D.dtype)[:, None]
 
     return add
-
-
-def _tensor(output: Any) -> Tensor:
-    value = output[0] if isinstance(output, tuple) else output
-    assert isinstance(value, Tensor)
-    return value

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from editeval.keyvalue.adam import adam, new_moments
 from editeval.keyvalue.lookup import Located, locate, locate_request
 from editeval.keyvalue.suffix import SuffixPass, next_token_logits
 from editeval.models.model import LanguageModel
@@ -26,9 +27,6 @@ from editeval.types import ConfigError, EditError, EditRequest
 
 ESSENCE = "{} is a"
 """What the KL term keeps: the subject's essence (ROME, section 3.1)."""
-
-ADAM_BETAS = (0.9, 0.999)
-ADAM_EPSILON = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +124,7 @@ def optimise(
     """
     objective = Objective(lm, facts, layer=layer, sites=sites, settings=settings)
     deltas = objective.zeros()
-    moments = {site: (torch.zeros_like(delta), torch.zeros_like(delta)) for site, delta in deltas.items()}
+    moments = {site: new_moments(delta) for site, delta in deltas.items()}
     active_E = torch.ones(len(facts), dtype=torch.bool, device=objective.device)
     history: list[list[Losses]] = [[] for _ in facts]
     for step in range(1, settings.num_steps):
@@ -139,7 +137,7 @@ def optimise(
         gradients = torch.autograd.grad(total_E.sum(), list(deltas.values()))
         with torch.no_grad():
             for (site, delta), gradient in zip(deltas.items(), gradients, strict=True):
-                moved = _adam(delta, gradient, moments[site], step=step, learning_rate=settings.learning_rate)
+                moved = adam(delta, gradient, moments[site], step=step, learning_rate=settings.learning_rate)
                 limit_E = settings.clamp_norm_factor * objective.initial[site].norm(dim=1)
                 moved = moved * (limit_E / moved.norm(dim=1).clamp(min=1e-30)).clamp(max=1.0)[:, None]
                 delta.copy_(torch.where(active_E.to(delta.device)[:, None], moved, delta))
@@ -254,13 +252,3 @@ def _record(history: list[list[Losses]], terms: Terms, active_E: Tensor, facts: 
             )
         total, nll, kl, decay = values[number].tolist()
         history[number].append(Losses(total=total, nll=nll, kl=kl, weight_decay=decay))
-
-
-def _adam(delta: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], *, step: int, learning_rate: float) -> Tensor:
-    """Return delta after one step of Adam (Kingma and Ba 2015, algorithm 1); changes the moments."""
-    first, second = moments
-    beta1, beta2 = ADAM_BETAS
-    first.lerp_(gradient, 1 - beta1)
-    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    scale = (second / (1 - beta2**step)).sqrt_().add_(ADAM_EPSILON)
-    return delta - learning_rate / (1 - beta1**step) * first / scale

@@ -1,6 +1,6 @@
 """The control that changes as much, at random: what is left of an effect when the edit's direction means nothing.
 
-    python launch.py method=random method@method.of=memit num_edits=10
+    python launch.py method=random method@of=memit num_edits=10
 
 Computes the edit of another method (`of`) and replaces each of its updates by Gaussian noise of the same shape, rank and Frobenius norm.
 """
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editeval.edits.delta import Delta, DenseDelta, Edit, LowRankDelta
+from editeval.edits.delta import DenseDelta, Edit, LowRankDelta, WeightDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod
@@ -32,7 +32,7 @@ class RandomEdit:
 
     def __post_init__(self) -> None:
         if not isinstance(self.of, EditMethod):
-            raise ConfigError(f"method.of is {self.of!r}, no editing method; choose one, such as method@method.of=memit")
+            raise ConfigError(f"method.of is {self.of!r}, no editing method; choose one, such as method@of=memit")
 
     @property
     def max_batch_size(self) -> int | None:
@@ -65,16 +65,17 @@ class Editor:
             EditError: the method cannot compute its edit, or changes no weights.
         """
         edit = self.inner.edit(requests, seed=seed)
-        if not edit.deltas:
+        weights = [delta for delta in edit.deltas if isinstance(delta, WeightDelta)]
+        if not weights or len(weights) < len(edit.deltas):
             raise EditError(
                 "the method changes no weights, so nothing random can be as large", request_ids=[request.request_id for request in requests]
             )
         generator = torch.Generator().manual_seed(seed_for("random edit", seed))
-        deltas = tuple(_random_like(delta, generator) for delta in edit.deltas)
+        deltas = tuple(_random_like(delta, generator) for delta in weights)
         return Edit(deltas=deltas, auxiliary=edit.auxiliary, diagnostics=edit.diagnostics)
 
 
-def _random_like(delta: Delta, generator: torch.Generator) -> Delta:
+def _random_like(delta: WeightDelta, generator: torch.Generator) -> WeightDelta:
     if isinstance(delta, DenseDelta):
         value = _noise(delta.value, generator)
         return DenseDelta(parameter=delta.parameter, value=value * (delta.value.norm() / value.norm()))

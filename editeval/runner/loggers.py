@@ -117,9 +117,9 @@ class CsvLogger(Callback):
 def scores_csv(scores: Sequence[Score]) -> str:
     """Return scores as CSV: a header, one row a score; floats with every digit, None as the empty text."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, [item.name for item in fields(Score)], lineterminator="\n")
+    writer = csv.DictWriter(text, [*(item.name for item in fields(Score)), "chance_corrected"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(score) for score in scores)
+    writer.writerows({**asdict(score), "chance_corrected": score.chance_corrected} for score in scores)
     return text.getvalue()
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-from editeval.edits.delta import Edit, LowRankDelta
+from editeval.edits.delta import Edit
 from editeval.edits.journal import EditJournal, JournalDiverged, JournalEntry
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import Benchmark, Callback, EditEvent, EditMethod, Editor, EvaluationContext, RunState
+from editeval.interfaces import Benchmark, Callback, ChecksModel, EditEvent, EditMethod, Editor, EvaluationContext, RunState, attach
 from editeval.runner.results import BaseScores, ScoreStore
 from editeval.types import EditError, EditRequest, Evaluation, JournalError, Progress, Score, SilentProgress, content_key, seed_for
 
@@ -104,7 +104,12 @@ class Runner:
     @cached_property
     def model(self) -> EditedModel:
         """The model; loaded when the first edit or measurement that is not on disk needs it."""
-        return self.load_model()
+        model = self.load_model()
+        for name, benchmark in self.benchmarks.items():
+            to_measure = any(len(self.journal) < rung or not self._is_measured(rung, name) for rung in self.trajectory.rungs)
+            if to_measure and isinstance(benchmark, ChecksModel):
+                benchmark.check_model(model)  # before hours of other work
+        return model
 
     @cached_property
     def _editor(self) -> Editor:
@@ -123,6 +128,8 @@ class Runner:
 
     def _advance(self, rung: int) -> str | None:
         """Bring the model to the state after `rung` edits: replay what the journal holds, compute the rest."""
+        if rung > 0:
+            attach(self.method, self.model, self.cache, self.progress)
         while self.model.num_applied < rung:
             try:
                 reason = self._step()
@@ -225,6 +232,7 @@ class Runner:
         if not self.store.has(rung, name, key, digest):
             evaluation, seconds = self._evaluate(rung, benchmark, key)
             self.store.record(evaluation, benchmark=name, benchmark_key=key, num_edits=rung, state_digest=digest, seconds=seconds)
+        self.store.make_current(rung, name, key, digest)
         scores = self.store.cell(rung, name, key, digest)
         for callback in self.callbacks:
             callback.on_evaluation_end(self.state, name, scores)
@@ -247,9 +255,9 @@ class Runner:
 
 
 def _non_finite(edit: Edit) -> str | None:
-    """Return the parameter whose update holds NaN or infinity, or None; such an edit would end every measurement after it."""
+    """Return which parameter or site gets NaN or infinity, or None; such an edit would end every measurement after it."""
     for delta in edit.deltas:
-        tensors = (delta.left, delta.right) if isinstance(delta, LowRankDelta) else (delta.value,)
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-            return delta.parameter
+        for name, value in vars(delta).items():
+            if isinstance(value, torch.Tensor) and not bool(torch.isfinite(value).all()):
+                return str(getattr(delta, "parameter", None) or getattr(delta, "site", None) or name)
     return None

@@ -157,6 +157,8 @@ class RunFolder:
             return STOPPED, record.stopped
         if record.state == records.RUNNING and record.queue_id is None and record.process.alive() is not False:
             return RUNNING, None
+        if record.state == records.DONE and record.run_dir is None:
+            return DONE, None  # prepare_only: there was nothing to measure
         if record.state == records.DONE:
             return MISSING, "the launch that is recorded measured less"
         return FAILED, record.error

@@ -18,6 +18,7 @@ from editeval.sweep.plan import counts_of
 from editeval.types import EditevalError, content_key
 
 SYNCED = Path("wandb") / "synced.json"
+PATIENCE = {"finish_timeout_seconds": 300.0}  # a run must not wait for a tracker; this command does nothing else
 
 
 def sync_run(run_dir: Path, **settings: Any) -> int:
@@ -30,7 +31,7 @@ def sync_run(run_dir: Path, **settings: Any) -> int:
         EditevalError: no connection, or the server does not confirm what was sent; run it again later.
     """
     manifest = read_manifest(run_dir)
-    mirror = WandbMirror(**{**_settings_of(manifest), **settings, "mode": "online"})
+    mirror = WandbMirror(**{**_settings_of(manifest), **PATIENCE, **settings, "mode": "online"})
     destination = {"server": os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"), "entity": mirror.entity, "project": mirror.project}
     wanted = {**destination, "rows": content_key({name: repr(row.numbers) for name, row in rows_on_disk(run_dir).items()})}
     if _read(run_dir / SYNCED) == wanted:

@@ -68,6 +68,11 @@ class JobWatch(Callback):
         stopped = reached < state.rungs[-1]
         self._keep(STOPPED if stopped else DONE, stopped=state.stopped if stopped else None)
 
+    def ended(self) -> None:
+        """Say that it is done, where no run has said how it ended (there was none: `prepare_only`)."""
+        if self._record.state == RUNNING:
+            self._keep(DONE)
+
     def ended_by(self, error: BaseException) -> None:
         """Say what ended it: an error of its own, or a signal and the like."""
         lines = str(error).strip().splitlines()
@@ -90,6 +95,7 @@ def watching(runs: Path, overrides: Sequence[str]) -> Iterator[JobWatch]:
     watch = JobWatch(runs, overrides)
     try:
         yield watch
+        watch.ended()
     except OSError as error:
         watch.ended_by(error)
         if error.errno not in NO_ROOM:

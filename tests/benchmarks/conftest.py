@@ -114,7 +114,7 @@ def harness(task_folder: Path, data_root: Path) -> Callable[..., HarnessBenchmar
     def made(*tasks: str, **changes: Any) -> HarnessBenchmark:
         settings: dict[str, Any] = {
             "name": "small",
-            "tasks": tasks,
+            "task": tasks,
             "protocol": "likelihood",
             "task_folder": str(task_folder),
             "stock_folder": None,

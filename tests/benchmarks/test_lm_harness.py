@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -230,11 +231,11 @@ def test_truncated_line_is_named(harness: Make, data_root: Path) -> None:
 def test_missing_task_folder_and_data_folder_are_named(harness: Make) -> None:
     with pytest.raises(ConfigError, match=r"no task folder /nowhere; set benchmark.small.task_folder"):
         harness("choose", task_folder="/nowhere").check()
-    with pytest.raises(ConfigError, match=r"set benchmark.small.data_folder"):
+    with pytest.raises(DatasetError, match=r"has no folder 'choose', .* set benchmark.small.data_folder"):
         harness("choose", data_folder=None).check()
 
 
-@pytest.mark.parametrize("changes", [{"limit": 0}, {"limit": 0.5}, {"num_fewshot": -1}, {"tasks": ()}])
+@pytest.mark.parametrize("changes", [{"limit": 0}, {"limit": 0.5}, {"num_fewshot": -1}, {"task": ()}])
 def test_settings_that_cannot_work_are_refused_at_once(harness: Make, changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"benchmark\.small\."):
         harness("choose", **changes)
@@ -259,7 +260,7 @@ def test_generation_settings_read_every_name_of_the_bound() -> None:
 def test_stock_mmlu_runs_on_local_rows_without_the_hub(shared_data: Path, tiny: Tiny, tmp_path: Path) -> None:
     benchmark = HarnessBenchmark(
         name="mmlu",
-        tasks=["mmlu"],
+        task="mmlu",
         protocol="likelihood",
         task_folder=None,
         stock_folder="mmlu/default",
@@ -269,8 +270,11 @@ def test_stock_mmlu_runs_on_local_rows_without_the_hub(shared_data: Path, tiny: 
         num_fewshot=5,
         report_subtasks=False,
         seed=0,
+        on_long_context="truncate",  # the tiny model reads 1,024 tokens
     )
     benchmark.check()
+    with pytest.raises(ConfigError, match=r"of 228 prompts are longer than the 1024 positions .*on_long_context=truncate"):
+        replace(benchmark, on_long_context="error").check_model(tiny("gpt2"))
     evaluation = benchmark.evaluate(tiny("gpt2"), context_of(tmp_path))
     accuracy = evaluation.measurements[0]
     assert (accuracy.task, accuracy.metric, accuracy.n, accuracy.chance) == ("mmlu", "acc", 57, 0.25)

@@ -56,7 +56,7 @@ def test_real_items_score_as_under_the_harness_own_engine(
 
     settings: dict[str, Any] = {
         "name": task,
-        "tasks": [task],
+        "task": task,
         "protocol": "stock",
         "task_folder": None,
         "stock_folder": stock_folder,

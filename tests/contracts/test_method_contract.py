@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -41,6 +41,18 @@ REQUESTS = (
     ),
     EditRequest(request_id="b", prompt="{} is the capital of", subject="Port Moresby", target_new="Norway", target_true="Papua New Guinea"),
     EditRequest(request_id="c", prompt="In which city was {} founded? It was", subject="Nokia", target_new="Tampa", target_true="Espoo"),
+)
+
+# Facts whose target is one word of any tokenizer and comes right after the subject: what an edit writes at the subject's last token acts on
+# the very position that predicts it. Further on only attention carries it, and that of a random model does so by chance: over seeds of the
+# models, a single gain of REQUESTS, which have words between, lies anywhere between -3 and 10 nats.
+DIRECT = tuple(
+    EditRequest(request_id=name, prompt=prompt, subject=subject, target_new=target, target_true="to")
+    for name, prompt, subject, target in (
+        ("d", "All of them went to {}", "Papua New Guinea", "and"),
+        ("e", "The one they named was {}", "Danielle Darrieux", "that"),
+        ("f", "This is {}", "Nokia", "with"),
+    )
 )
 
 
@@ -89,10 +101,10 @@ def models_of(method: str) -> Sequence[str]:
 
 
 @pytest.fixture(params=[(method, model) for method in METHODS for model in models_of(method)], ids=lambda pair: "-".join(pair))
-def bench(request: pytest.FixtureRequest, bench_for: Callable[[str, str], Bench]) -> Bench:
+def bench(request: pytest.FixtureRequest, bench_for: Callable[[str, str], Bench]) -> Iterator[Bench]:
     bench = bench_for(*request.param)
-    bench.model.restore()
-    return bench
+    yield bench
+    bench.model.restore()  # the module is shared: the next method's edits would take these for the unedited model
 
 
 @pytest.fixture
@@ -116,10 +128,12 @@ def test_01_computing_an_edit_leaves_weights_and_random_state_as_found(bench: Be
     assert torch.equal(random_state, torch.get_rng_state())
 
 
-def test_02_applied_edits_raise_their_targets_and_change_the_weights(bench: Bench, writes: bool, request: pytest.FixtureRequest) -> None:
-    """On average over three facts: where a norm follows the MLP (OLMo-2, Gemma-2), a random model leaves one edit little room."""
+def test_02_each_applied_edit_raises_its_target_and_changes_weights_or_adapter(
+    bench: Bench, writes: bool, request: pytest.FixtureRequest
+) -> None:
+    """By a quarter of a nat at least; over five seeds of each model the least that any method reached is half a nat (PMET, Gemma-2)."""
     gains = []
-    for fact in REQUESTS:
+    for fact in DIRECT:
         before, digest = bench.log_prob(fact), bench.model.weights_digest()
         bench.edit(fact)
         gains.append(bench.log_prob(fact) - before)
@@ -127,7 +141,7 @@ def test_02_applied_edits_raise_their_targets_and_change_the_weights(bench: Benc
     if request.node.callspec.params["bench"][0] in NOISE:
         assert all(gain != 0 for gain in gains)
     elif writes:
-        assert sum(gains) / len(gains) > 0.1
+        assert min(gains) > 0.25
     else:
         assert gains == [0.0] * len(gains)
 
@@ -138,7 +152,7 @@ def test_03_a_recorded_edit_equals_the_live_one_bit_for_bit(bench: Bench, tmp_pa
         edit = bench.editor.edit([request], seed=2)
         edits.append(edit)
         bench.model.apply(edit)
-    live = weights(bench.model)
+    live, digest = weights(bench.model), bench.model.weights_digest()
     with EditJournal.open(tmp_path / "journal", genesis=GENESIS) as journal:
         for request, edit in zip(REQUESTS, edits, strict=True):
             journal.append((request.request_id,), edit, 0.5)
@@ -147,6 +161,7 @@ def test_03_a_recorded_edit_equals_the_live_one_bit_for_bit(bench: Bench, tmp_pa
         for entry in journal.entries(0, len(journal)):
             bench.model.apply(entry.edit)
     assert same(live, weights(bench.model))
+    assert bench.model.weights_digest() == digest
 
 
 def test_04_some_edits_then_more_after_a_resume_equal_all_at_once(
@@ -187,11 +202,12 @@ def test_06_another_trajectory_in_the_same_process_changes_nothing(bench: Bench)
 
 
 def test_07_restore_is_exact(bench: Bench) -> None:
-    before = weights(bench.model)
+    before, digest, log_prob = weights(bench.model), bench.model.weights_digest(), bench.log_prob(REQUESTS[0])
     bench.edit(*REQUESTS)
     bench.model.restore()
     assert same(before, weights(bench.model))
     assert bench.model.num_applied == 0
+    assert (bench.model.weights_digest(), bench.log_prob(REQUESTS[0])) == (digest, log_prob)
 
 
 def test_08_a_request_that_cannot_be_edited_is_named(bench: Bench, writes: bool) -> None:
@@ -214,13 +230,17 @@ def test_09_the_harness_sees_the_edit(bench: Bench, writes: bool) -> None:
 
     before = ask()
     bench.edit(REQUESTS[1])
-    assert (abs(ask() - before) > 1e-3) == writes
+    assert (ask() != before) == writes
 
 
 def test_10_padding_batch_size_and_neighbours_do_not_change_a_score(bench: Bench) -> None:
     bench.edit(*REQUESTS)
+    edited = REQUESTS[0].full_prompt
     contexts = [request.full_prompt for request in REQUESTS] + ["Yes", "A much longer context that has nothing to do with the others, but"]
     continuations = [" " + request.target_new for request in REQUESTS] + [" no", " so"]
+    # An edited prompt with a second answer, within a longer prompt, within a continuation, and cut short.
+    contexts += [edited, f"{edited} not only English, it is", edited[:-3], edited.rpartition(" ")[0]]
+    continuations += [" French", " Greek", " is English", " was"]
     together = bench.model.score(contexts, continuations)
     texts = bench.model.generate(contexts, max_new_tokens=4)
     for context, continuation, score, text in zip(contexts, continuations, together, texts, strict=True):

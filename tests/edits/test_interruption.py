@@ -74,7 +74,9 @@ def test_a_run_killed_at_random_instants_ends_in_the_state_of_an_unbroken_run(tm
     for kill in range(KILLS):
         notes = tmp_path / f"notes-{kill}"
         process = start_writer(folder, notes, author="", steps=steps, follow_seconds=600.0)
-        while not notes.exists() and process.is_alive():
+        # Some die while they open the journal, some after edits of their own, however slow the machine is.
+        noted = instants.choice((0, 0, 1, 4))
+        while not (notes.exists() and len(acknowledged_digests(notes)) >= noted) and process.is_alive():
             time.sleep(0.005)
         time.sleep(instants.uniform(0.0, 0.06))
         process.kill()
@@ -82,7 +84,7 @@ def test_a_run_killed_at_random_instants_ends_in_the_state_of_an_unbroken_run(tm
         known |= acknowledged_digests(notes)
         journal = EditJournal.open(folder, genesis=GENESIS)
         assert {step: journal.digest_at(step) for step in known} == known
-    assert known, "no writer lived long enough to record anything"
+    assert known
     reached = len(journal)
     assert fill(folder, reached + 3) == fill(tmp_path / "unbroken", reached + 3)
 

@@ -67,7 +67,7 @@ def test_continuation_longer_than_the_model_is_an_error() -> None:
 @given(length=st.integers(0, 60), max_length=st.integers(1, 17))
 def test_windows_score_each_token_once_and_fit_the_model(length: int, max_length: int) -> None:
     tokens = list(range(1, length + 1))
-    pairs = windows(tokens, prefix=0, max_length=max_length)
+    pairs = windows(tokens, prefix=(0,), max_length=max_length)
     assert [token for pair in pairs for token in pair.continuation] == tokens
     for pair in pairs:
         whole = [*pair.context, *pair.continuation]

@@ -292,7 +292,7 @@ def test_alphaedit_forgets_what_was_restored(made: Made) -> None:
 
 @pytest.mark.parametrize("of", ["memit", "rome", "alphaedit"])
 def test_random_edit_has_the_norm_and_rank_of_the_method_that_it_follows(made: Made, of: str) -> None:
-    _, random = made("random", f"method@method.of={of}")
+    _, random = made("random", f"method@of={of}")
     _, inner = made(of)
     edits = [editor.edit(REQUESTS[:1], seed=3) for editor in (random, inner)]
     assert edits[0].auxiliary.keys() == edits[1].auxiliary.keys()

@@ -13,6 +13,7 @@ import pytest
 
 from editeval.files import Cache
 from editeval.runner.results import (
+    CURRENT_FILE,
     EDITS_FILE,
     SCORES_FILE,
     BaseScores,
@@ -48,6 +49,25 @@ def test_scores_come_back_from_disk_bit_for_bit(tmp_path: Path) -> None:
     assert written[0].name == "edit-quality/facts.efficacy.generation"
 
 
+def test_of_two_settings_of_a_benchmark_at_a_rung_the_current_one_counts(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path)
+    record(store, key="few", num_edits=0)
+    record(store, key="few", num_edits=5)
+    record(store, key="many", num_edits=0)  # the ladder was extended: the unedited model is asked about more facts
+    store.make_current(0, "edit-quality", "many", "d5")
+    assert {(score.num_edits, score.benchmark_key) for score in ScoreStore(tmp_path).scores({0: "d5", 5: "d5"})} == {
+        (0, "many"),
+        (5, "few"),
+    }
+    assert not (tmp_path / CURRENT_FILE).exists(), "what was measured last needs no word"
+    store.make_current(0, "edit-quality", "few", "d5")  # the first ladder again: found on disk, not measured
+    assert {score.benchmark_key for score in ScoreStore(tmp_path).scores({0: "d5"})} == {"few"}
+    record(store, key="more", num_edits=0)
+    store.make_current(0, "edit-quality", "more", "d5")
+    assert {score.benchmark_key for score in ScoreStore(tmp_path).scores({0: "d5"})} == {"more"}
+    assert store.has(0, "edit-quality", "many", "d5"), "the others are kept"
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_come_back_and_the_file_is_standard_json(tmp_path: Path, value: float) -> None:
     record(ScoreStore(tmp_path), Evaluation(measurements=(measurement("perplexity", value, stderr=math.nan),)))
@@ -70,7 +90,7 @@ def test_a_cell_cut_at_any_byte_is_not_there_and_measuring_again_makes_it_whole(
     record(whole)
     data = (tmp_path / "whole" / SCORES_FILE).read_bytes()
     cuts = random.Random(0).sample(range(before + 1, len(data) - 1), 25)
-    for cut in [before, len(data) - 2, *cuts]:
+    for cut in sorted({before, len(data) - 2, *cuts}):
         run = tmp_path / f"cut-{cut}"
         run.mkdir()
         (run / SCORES_FILE).write_bytes(data[:cut])

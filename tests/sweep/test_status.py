@@ -198,6 +198,14 @@ def test_a_launch_leaves_a_record_of_how_it_ended(tmp_path: Path) -> None:
     assert (kept().state, kept().error) == ("interrupted", "KeyboardInterrupt")
 
 
+def test_a_launch_that_only_prepares_is_done_though_it_measured_nothing(tmp_path: Path) -> None:
+    overrides = ("method=memit", "prepare_only=true")
+    with watching(tmp_path, overrides):
+        pass
+    job = replace(JOB, job=job_id(overrides), overrides=overrides)
+    assert status(tmp_path, job).state == "done"
+
+
 def test_a_record_that_cannot_be_written_costs_the_run_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with watching(tmp_path / "file" / "runs", ["seed=1"]) as watch:

@@ -45,6 +45,8 @@ def test_each_trajectory_was_edited_once_and_each_score_measured_once(swept: tup
 def test_the_plain_sweeper_gives_identical_scores(swept: tuple[Program, str], cache_dir: Path, tmp_path: Path) -> None:
     plain = Program(runs=tmp_path, cache=cache_dir)
     plain.launch("-m", *GRID, "hydra/sweeper=basic")
+    assert (plain.runs / ".sweeps" / "multirun.yaml").exists()
+    assert not (plain.cwd / "multirun.yaml").exists(), "Hydra's own file lay in the folder that was worked in"
     folded, every = swept[0].scores(), plain.scores()
     assert plain.heads() == swept[0].heads()
     assert {key: every[key] for key in folded} == pytest.approx(folded, abs=0, nan_ok=True)

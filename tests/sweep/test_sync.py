@@ -20,7 +20,8 @@ from tests.sweep.wandb_server import WandbServer
 KEY = "c0ffee" * 10
 RUN = KEY[:12]
 RUNGS = (0, 1, 2)
-QUICKLY = {"init_timeout_seconds": 3, "finish_timeout_seconds": 3}
+GIVE_UP_SOON = {"init_timeout_seconds": 3, "finish_timeout_seconds": 3}  # where the server is dead: no wait is worth it
+PATIENT = {"init_timeout_seconds": 60, "finish_timeout_seconds": 60}  # where it answers: a busy machine may take its time
 
 pytestmark = [
     pytest.mark.xdist_group("wandb"),
@@ -119,10 +120,10 @@ def expected(run_dir: Path) -> list[dict[str, float]]:
 def test_a_run_that_was_never_mirrored_is_sent_once_and_then_no_connection_is_made(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with WandbServer() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        assert sync_run(run_dir, **QUICKLY) == 5
+        assert sync_run(run_dir, **PATIENT) == 5
         assert server.rows(RUN) == expected(run_dir)
         asked = server.requests
-        assert sync_run(run_dir, **QUICKLY) == 0
+        assert sync_run(run_dir, **PATIENT) == 0
         assert server.requests == asked
     assert not {name for name in os.environ if name in ("WANDB_DATA_DIR", "WANDB_MODE")}
 
@@ -130,24 +131,24 @@ def test_a_run_that_was_never_mirrored_is_sent_once_and_then_no_connection_is_ma
 def test_a_live_online_run_needs_no_sync(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with WandbServer() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        mirror = WandbMirror(mode="online", group="sweep-1", tags=["a"], **QUICKLY)  # type: ignore[arg-type]
+        mirror = WandbMirror(mode="online", group="sweep-1", tags=["a"], **PATIENT)  # type: ignore[arg-type]
         live(run_dir, mirror)
         mirror.on_run_end(state(run_dir), ())
         assert server.rows(RUN) == expected(run_dir)
         assert server.runs[RUN]["groupName"] == "sweep-1"
         assert "rome" in server.runs[RUN]["tags"]
-        assert sync_run(run_dir, **QUICKLY) == 0
+        assert sync_run(run_dir, **PATIENT) == 0
         assert server.rows(RUN) == expected(run_dir)
 
 
 def test_a_launch_that_lost_rows_before_they_were_sent_is_mended_by_the_next(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with WandbServer() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        mirror = WandbMirror(mode="online", **QUICKLY)  # type: ignore[arg-type]
+        mirror = WandbMirror(mode="online", **PATIENT)  # type: ignore[arg-type]
         live(run_dir, mirror)
         mirror.on_run_end(state(run_dir), ())
         del server.history[RUN][3:]  # what a kill of the whole machine takes away
-        assert sync_run(run_dir, **QUICKLY) == 2
+        assert sync_run(run_dir, **PATIENT) == 2
         assert server.rows(RUN) == expected(run_dir)
 
 
@@ -157,7 +158,7 @@ def test_a_server_that_dies_during_the_run_costs_the_mirror_alone_and_sync_repai
     server = WandbServer()
     with server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        mirror = WandbMirror(mode="online", **QUICKLY)  # type: ignore[arg-type]
+        mirror = WandbMirror(mode="online", **{**PATIENT, "finish_timeout_seconds": 3})  # type: ignore[arg-type]
         live(run_dir, mirror, rungs=(0, 1))
     mirror.on_evaluation_end(state(run_dir, 2), "quick", [score for score in ScoreStore(run_dir).scores() if score.num_edits == 2])
     mirror.on_run_end(state(run_dir), ())
@@ -167,7 +168,7 @@ def test_a_server_that_dies_during_the_run_costs_the_mirror_alone_and_sync_repai
     with WandbServer() as again:  # the same server with what had reached it
         again.history, again.runs = server.history, server.runs
         monkeypatch.setenv("WANDB_BASE_URL", again.url)
-        sync_run(run_dir, **QUICKLY)
+        sync_run(run_dir, **PATIENT)
         rows = again.rows(RUN)
     assert sorted(map(repr, map(sorted, (row.items() for row in rows)))) == sorted(
         map(repr, map(sorted, (row.items() for row in expected(run_dir))))
@@ -178,6 +179,6 @@ def test_a_server_that_refuses_everything_costs_a_clear_error_and_marks_nothing(
     with WandbServer(always_answer=429) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         with pytest.raises(EditevalError, match="editeval sync"):
-            sync_run(run_dir, **QUICKLY)
+            sync_run(run_dir, **GIVE_UP_SOON)
     assert not (run_dir / SYNCED).exists()
     assert len((run_dir / LEDGER).read_text().splitlines()) == 5

@@ -1,6 +1,7 @@
 """As much of a W&B server as a run needs: its GraphQL answers, and the file stream that history rows arrive by.
 
-Written after what the 0.31 client sends. Rows land at the offset that the client names, as on the real server.
+Written after what the 0.31 client sends. Rows land at the offset that the client names, as on the real server. What the client's own
+process says of itself (telemetry, whenever it likes, also after a run has ended) is answered and not counted.
 """
 
 from __future__ import annotations
@@ -14,9 +15,14 @@ from typing import Any
 
 Answer = dict[str, Any]
 
+TELEMETRY = "/sdk/"
+
 
 class WandbServer:
-    """A server on a free port; use it as a context. `history` holds what each run logged, `configs` what it said of itself."""
+    """A server on a free port; use it as a context.
+
+    `history` holds what each run logged, `runs` what it said of itself; `requests` counts what was asked about runs.
+    """
 
     def __init__(self, *, always_answer: int | None = None) -> None:
         """`always_answer` is an HTTP status to refuse everything with, such as 429."""
@@ -45,6 +51,10 @@ class WandbServer:
     def rows(self, run: str) -> list[dict[str, Any]]:
         """Return a run's history without W&B's own columns."""
         return [{key: value for key, value in row.items() if not key.startswith("_")} for row in self.history[run]]
+
+    def count(self, path: str) -> None:
+        with self._lock:
+            self.requests += not path.startswith(TELEMETRY)
 
     def graphql(self, query: str, variables: dict[str, Any]) -> Answer:
         if "RunResumeStatus" in query:
@@ -103,7 +113,7 @@ def _handler(server: WandbServer, always_answer: int | None) -> type[BaseHTTPReq
             """Say nothing."""
 
         def answer(self) -> None:
-            server.requests += 1
+            server.count(self.path)
             data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if self.headers.get("Content-Encoding") == "gzip":
                 data = gzip.decompress(data)

@@ -1,0 +1,47 @@
+"""Whether a model can read the prompts of a benchmark: told in one sentence, before the first forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from editeval.benchmarks.harness_engine import generation_settings
+from editeval.inference.edited import EditedModel
+from editeval.types import ConfigError
+
+ON_LONG_CONTEXT = ("error", "truncate")
+EXTRA_TOKENS = 4  # beginning of sequence and the blank that some tokenizers put before a text
+
+
+def check_contexts_fit(model: EditedModel, requests: Iterable[Any], *, benchmark: str) -> None:
+    """Count the tokens of every prompt that could be too long, with what follows it.
+
+    Raises:
+        ConfigError: some prompt and its continuation, or the tokens to be written after it, need more than the model's positions.
+    """
+    positions = model.lm.description.max_positions
+    needed: dict[str, int] = {}  # text -> positions that must be left after it
+    total = 0
+    for request in requests:
+        if request.request_type == "loglikelihood_rolling":
+            continue  # read in windows
+        writes = generation_settings(request.args[1])[0] if request.request_type == "generate_until" else 0
+        text = request.args[0] if writes else request.args[0] + request.args[1]
+        total += 1
+        # A token is at least one byte, so that most prompts need no counting.
+        if len(text.encode()) + EXTRA_TOKENS + writes > positions:
+            needed[text] = max(writes, needed.get(text, 0))
+    if not needed:
+        return
+    tokens = model.lm.tokenizer(list(needed), verbose=False)["input_ids"]
+    # The last token of a continuation is never read.
+    sizes = [len(ids) + writes - (0 if writes else 1) for ids, writes in zip(tokens, needed.values(), strict=True)]
+    too_long = sum(size > positions for size in sizes)
+    if too_long:
+        writes = max(needed.values())
+        written = f", {writes} of which are to be written; lower benchmark.{benchmark}.max_new_tokens or num_fewshot" if writes else ""
+        raise ConfigError(
+            f"benchmark {benchmark}: {too_long} of {total} prompts are longer than the {positions} positions of "
+            f"{model.lm.description.name} (the longest needs {max(sizes)}{written}); "
+            f"set benchmark.{benchmark}.on_long_context=truncate to cut them on the left, as lm-eval does"
+        )

@@ -1,0 +1,138 @@
+"""Which tasks of the harness are run, and from what config: changes of ours, and rows from local files.
+
+Nothing here imports lm_eval; the index of tasks and the YAML reader come from `lm_harness.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from editeval.benchmarks.local_data import LocalData
+from editeval.types import ConfigError, DatasetError
+
+SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+_LENGTH_BOUNDS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names that a task may use
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnableTask:
+    """A task's config as it is run; `files` are the local files it reads, by split (none: from the hub)."""
+
+    name: str
+    config: Mapping[str, Any]
+    files: Mapping[str, Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskRules:
+    """How the config of a task in the harness becomes the one that is run.
+
+    `changes` replace whole fields of it. `data` is the folder of local data sets (None: the hub), `data_folder` the one inside it
+    (None: named like the task's data set on the hub).
+    """
+
+    benchmark: str
+    changes: Mapping[str, Any]
+    max_new_tokens: int | None
+    num_fewshot: int | None
+    data: str | None
+    data_folder: str | None
+
+    @property
+    def changes_something(self) -> bool:
+        """Whether any task is run otherwise than the harness would load it."""
+        return bool(self.changes) or self.max_new_tokens is not None or self.data is not None
+
+    def runnable(self, name: str, config: Mapping[str, Any]) -> RunnableTask:
+        """Return the task as it is run.
+
+        Raises:
+            ConfigError: it is Python code, which brings its own data.
+            DatasetError: a split that it needs has no file; one without a file is dropped where it is not needed.
+        """
+        if "class" in config:
+            raise ConfigError(
+                f"task {name} is Python code that fetches its own data; set benchmark.{self.benchmark}.data=null, or choose a YAML task"
+            )
+        changed = {**config, **self.changes}
+        if self.max_new_tokens is not None and changed.get("output_type") == "generate_until":
+            kept = {key: value for key, value in (changed.get("generation_kwargs") or {}).items() if key not in _LENGTH_BOUNDS}
+            changed["generation_kwargs"] = {**kept, "max_gen_toks": self.max_new_tokens}
+        if self.data is None:
+            return RunnableTask(name=name, config=changed, files={})
+        return self._localised(name, changed)
+
+    def shots(self, config: Mapping[str, Any]) -> int:
+        """Return the number of shots, by the harness's rule: a task that fixes zero keeps it."""
+        own = config.get("num_fewshot")
+        return int(own or 0) if self.num_fewshot is None or own == 0 else self.num_fewshot
+
+    def local_data(self, config: Mapping[str, Any]) -> LocalData:
+        """Return the folder of the task's data set."""
+        assert self.data is not None
+        folder = self.data_folder or str(config.get("dataset_path")).rsplit("/", 1)[-1]
+        if self.data_folder is None and not (Path(self.data) / folder).is_dir():
+            raise DatasetError(
+                f"paths.data={self.data} has no folder {folder!r}, where benchmark {self.benchmark} looks by the name that its data has on "
+                f"the hub; set benchmark.{self.benchmark}.data_folder, or benchmark.{self.benchmark}.data=null to use the hub"
+            )
+        return LocalData(folder=Path(self.data) / folder)
+
+    def _localised(self, name: str, config: Mapping[str, Any]) -> RunnableTask:
+        data = self.local_data(config)
+        files = data.splits(config.get("dataset_name"))
+        fewshot = dict(config.get("fewshot_config") or {})
+        needed = [config.get("test_split") or config.get("validation_split")]
+        if self.shots(config) > 0 and "samples" not in fewshot:
+            sources = (fewshot.get("split"), config.get("fewshot_split"), config.get("training_split"), config.get("validation_split"))
+            needed.append(next((source for source in sources if source), needed[0]))
+        for split in needed:
+            if split not in files:
+                folder = next(iter(files.values())).parent
+                raise DatasetError(f"task {name} needs split {split!r}, but {folder} holds {', '.join(files)}; add {split}.jsonl there")
+        if fewshot.get("split") not in files:
+            fewshot.pop("split", None)
+        kept = {key: config[key] if config.get(key) in files else None for key in SPLITS}
+        used = {split: files[split] for split in {*kept.values(), *needed} if split is not None}
+        source = {"dataset_path": "json", "dataset_name": None, "dataset_kwargs": None, "custom_dataset": _reader(data, used)}
+        local = {**config, **kept, **source, **({"fewshot_config": fewshot} if fewshot else {})}
+        return RunnableTask(name=name, config=local, files=used)
+
+
+def leaves(index: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
+    """Yield the tasks below these names of tasks, groups and tags."""
+    for name in names:
+        entry = index[name]
+        if entry.cfg is None:
+            yield from leaves(index, sorted(entry.tags))
+        elif "group" in entry.cfg:
+            yield from leaves(index, _members(index, entry.cfg))
+        else:
+            yield name
+
+
+def _members(index: Mapping[str, Any], group: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a group names; a group that is written out inside it is looked into."""
+    for member in group.get("task") or ():
+        if isinstance(member, str):
+            yield member
+        elif "group" in member and member["group"] not in index:
+            yield from _members(index, member)
+        else:
+            name = member.get("group", member.get("task"))
+            if name in index:
+                yield name
+
+
+def _reader(data: LocalData, files: Mapping[str, Path]) -> Callable[..., dict[str, Any]]:
+    """Return a function that reads the splits; a function, because the harness copies configs and would copy rows with them."""
+
+    def read(**_: object) -> dict[str, Any]:
+        from datasets import Dataset
+
+        return {split: Dataset.from_list(data.rows(path)) for split, path in files.items()}
+
+    return read

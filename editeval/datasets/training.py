@@ -1,0 +1,94 @@
+"""What methods learn from before the first edit: the rows of a data set, without any subject that is edited.
+
+    python launch.py method=mend training=counterfact dataset=counterfact paths.data=DIR prepare_only=true
+
+A method that was trained on a fact which it is then asked to write would be measured on its memory. So every row about a subject of
+the edited data set is left out, whichever of its facts a run edits, and `content_hash` names the rows that are left: what is trained
+on them is good for every run that edits that data set.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+from editeval.datasets.text import normalize_answer
+from editeval.types import DatasetError, EditRequest, content_key
+
+logger = logging.getLogger(__name__)
+
+
+class Rows(Protocol):
+    """A data set, as far as it is needed here."""
+
+    @property
+    def name(self) -> str:
+        """What its file is called."""
+        ...
+
+    def check(self) -> None:
+        """Raise DatasetError or ConfigError when the data is not there."""
+        ...
+
+    def load(self) -> tuple[EditRequest, ...]:
+        """Return every valid row."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSet:
+    """The rows of `of` whose subject no row of `without` (the data set that is edited; None: nothing is) has.
+
+    It is an `interfaces.EditDataset` itself. Subjects are compared without regard to case, Unicode form and white space. Neighbourhood
+    prompts are kept as they are: they ask for what the unedited model says.
+    """
+
+    name: str
+    of: Rows
+    without: Rows | None = None
+    known_only: bool = False
+
+    def check(self) -> None:
+        """Find the files, read both sets and see that rows are left.
+
+        Raises:
+            DatasetError: as `load`.
+            ConfigError: a setting of one of the two is wrong.
+        """
+        self.of.check()
+        self.load()
+
+    def load(self) -> tuple[EditRequest, ...]:
+        """Return the rows that are left, in file order; how many were left out goes to the log.
+
+        Raises:
+            DatasetError: a file or row of either set is wrong, or nothing is left.
+        """
+        return self._left
+
+    def content_hash(self) -> str:
+        """Return the hash of the rows that are left, whatever their order: part of the key of everything that is trained on them."""
+        return content_key(sorted(request.source_hash or content_key(request) for request in self.load()))
+
+    @cached_property
+    def _left(self) -> tuple[EditRequest, ...]:
+        rows = self.of.load()
+        edited = (
+            frozenset(normalize_answer(request.subject) for request in self.without.load()) if self.without is not None else frozenset()
+        )
+        left = tuple(request for request in rows if normalize_answer(request.subject) not in edited)
+        dropped = len(rows) - len(left)
+        edited_set = self.without.name if self.without is not None else "none"
+        if not left:
+            raise DatasetError(
+                f"all {dropped} rows of training={self.name} are about subjects of dataset={edited_set}, so nothing is left to learn from; "
+                "choose another training set, or a part of the data set that leaves some (dataset.part=edit, dataset.split)"
+            )
+        if not dropped:
+            return left
+        logger.warning(
+            "training %s: %d of %d rows are about subjects of dataset %s and are left out", self.name, dropped, len(rows), edited_set
+        )
+        return left

@@ -1,0 +1,111 @@
+"""What may stand beside the weights of an edited model, and how the engine asks it.
+
+An adapter holds the state that edits add to it, bit for bit what their deltas say. Two kinds differ in where they act:
+an `ActivationAdapter` changes hidden states at one place of the model, where a prompt ends; a `RequestAdapter` changes what the
+model is asked. Both act in every benchmark, and neither lets a request's answer depend on its neighbours in a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from transformers import PreTrainedModel
+
+from editeval.edits.delta import AdapterDelta
+from editeval.inference.packing import ShareLimit
+
+if TYPE_CHECKING:
+    from editeval.inference.edited import EditedModel
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """State beside the weights. Empty it acts as nothing at all."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no edit has added anything since the last `clear`."""
+        ...
+
+    def check(self, deltas: Sequence[AdapterDelta]) -> None:
+        """Raise the EditError that `add` would raise, and change nothing."""
+        ...
+
+    def add(self, deltas: Sequence[AdapterDelta]) -> None:
+        """Take in exactly what the deltas say: all of them, or on an error none.
+
+        Raises:
+            EditError: a delta of another kind or site, a wrong shape, a number that is not finite, or nothing that is new.
+        """
+        ...
+
+    def clear(self) -> None:
+        """Forget every edit; what was trained or cached stays."""
+        ...
+
+    def digest(self) -> str:
+        """Return the sha256 of everything that edits added; equal states have equal digests, however they came about."""
+        ...
+
+    def snapshot(self) -> tuple[AdapterDelta, ...]:
+        """Return deltas that bring an empty adapter to this state."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPath:
+    """A prompt in a batch as the model gets it: the row, and the nodes from the prompt's first token to where the adapter looks."""
+
+    row: int
+    nodes: tuple[int, ...]
+
+
+@runtime_checkable
+class ActivationAdapter(Adapter, Protocol):
+    """Changes hidden states at one place of the model, depending on what they are where the prompt ends."""
+
+    @property
+    def every_step(self) -> bool:
+        """Whether it acts on newly generated tokens too."""
+        ...
+
+    def query_position(self, *, prompt_tokens: int, tokens: int) -> int:
+        """Return where in a sequence of `tokens` tokens, the first `prompt_tokens` of them the prompt, it looks."""
+        ...
+
+    def shareable(self, first: int, second: int, shared: int) -> int:
+        """Return how many of their `shared` equal first tokens two sequences may have in common, given where it looks in each."""
+        ...
+
+    def active(self, module: PreTrainedModel, prompts: Sequence[PromptPath]) -> AbstractContextManager[None]:
+        """Return a context within which a forward pass over these prompts is that of the edited model."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route:
+    """How a request is answered: with `prefix` before its text, by `model` (None: the edited model itself)."""
+
+    prefix: str
+    model: EditedModel | None = None
+
+
+@runtime_checkable
+class RequestAdapter(Adapter, Protocol):
+    """Decides, request by request, what is asked of which model."""
+
+    def routes(self, contexts: Sequence[str]) -> Sequence[Route | None]:
+        """Return each request's route; None leaves it as it is. A route depends on its own request alone."""
+        ...
+
+
+def share_limit(adapter: ActivationAdapter, queries: Sequence[int]) -> ShareLimit:
+    """Return the rule of packing under an adapter that looks at token `queries[i]` of pair i."""
+
+    def limit(first: int, second: int, shared: int) -> int:
+        return adapter.shareable(queries[first], queries[second], shared)
+
+    return limit

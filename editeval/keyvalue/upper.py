@@ -1,0 +1,69 @@
+"""The upper part of a model as a function of changed linear maps: the layers below the first changed one run once.
+
+A change is a float32 matrix (d_out, d_in) added behind a linear map by a hook; the weights themselves are never written, and no small
+update is lost in their precision.
+
+Shapes: B rows, T positions of the longest row, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editeval.keyvalue.suffix import first_tensor, pad_rows
+from editeval.models.model import LanguageModel
+from editeval.models.trace import capture, run_until
+
+
+class UpperPass:
+    """Rows of tokens standing before layer `first`."""
+
+    def __init__(self, lm: LanguageModel, rows: Sequence[Sequence[int]], *, first: int) -> None:
+        """Bring the rows (token ids) to layer `first`, in the model's current state."""
+        self._lm = lm
+        self._layers = [lm.layer_module(lm.sites.layers, layer) for layer in range(first, lm.description.num_layers)]
+        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        inputs: list[Tensor] = []
+
+        def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            rest = dict(keywords)
+            inputs.append(arguments[0] if arguments else rest.pop("hidden_states"))
+            self._calls.append((arguments[1:], rest))
+
+        ids_BT = pad_rows(rows, lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
+        with ExitStack() as stack, torch.no_grad():
+            for layer in self._layers:
+                stack.callback(layer.register_forward_pre_hook(record, with_kwargs=True).remove)
+            last = lm.sites.layers.format(lm.description.num_layers - 1)
+            stack.enter_context(capture(lm.module, [last], inputs=True, stop=True))
+            run_until(lm.module.base_model, input_ids=ids_BT, use_cache=False)
+        self._first_input = inputs[0]
+
+    def hidden(self) -> Tensor:
+        """Return the last layer's output (B, T, D), with its graph."""
+        hidden_BTD = self._first_input
+        for layer, (arguments, keywords) in zip(self._layers, self._calls, strict=True):
+            hidden_BTD = first_tensor(layer(hidden_BTD, *arguments, **keywords))
+        return hidden_BTD
+
+
+@contextmanager
+def changed(module: nn.Module, deltas: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the context the linear maps at these paths act as if their deltas (d_out, d_in) had been written into them."""
+
+    def adder(delta_OI: Tensor) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            added: Tensor = arguments[0].float() @ delta_OI.to(output.device).T
+            return (added + output.float()).to(output.dtype)
+
+        return hook
+
+    with ExitStack() as stack:
+        for path, delta in deltas.items():
+            stack.callback(module.get_submodule(path).register_forward_hook(adder(delta)).remove)
+        yield

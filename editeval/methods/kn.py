@@ -1,0 +1,217 @@
+"""KN: find the MLP neurons that express a fact, and write the new answer's embedding into their value vectors.
+
+Dai et al. 2022, "Knowledge Neurons in Pretrained Transformers", arXiv:2104.08696.
+
+    python launch.py method=kn num_edits=10
+    python launch.py method=kn method.steps=1 method.points=ends method.refine=false       # the crude settings of later studies
+
+Neurons whose integrated gradient (`keyvalue/attribution.py`) for the *old* answer is above `threshold` times the largest one are coarse
+neurons of a prompt; those shared by more than `share` of a fact's prompts are its knowledge neurons. The value vector of each, a column of
+the MLP's output matrix, changes by
+
+    v' = v - subtract * t + add * t'
+
+with t, t' the word embeddings of the old and the new answer (section 5.1), summed over their tokens. All neurons of a layer change
+alike, so the update of a layer is of rank one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from editeval.datasets.pararel import ParaRel
+from editeval.edits.delta import Edit, LowRankDelta
+from editeval.files import Cache
+from editeval.inference.edited import EditedModel
+from editeval.keyvalue.attribution import NEURONS, POINTS, integration_points, neuron_scores
+from editeval.keyvalue.fine_tuning import SCORED_AT, TargetRow, scored_row
+from editeval.keyvalue.last_position import LastPositionPass
+from editeval.keyvalue.lookup import BARE, Located, locate
+from editeval.keyvalue.suffix import next_token_logits
+from editeval.models.model import LanguageModel
+from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, content_key
+
+EMBEDDINGS = ("output", "input")
+SHARE_STEP = 0.05  # the paper moves its share by this much at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class KN:
+    """KN's settings; published numbers are in conf/method/kn.yaml and conf/tuned/kn.
+
+    `neurons` is one of `NEURONS`, `points` of `POINTS`, `scored_at` of `SCORED_AT`. `pararel` is a file of ParaRel patterns, used
+    beside the data set's paraphrases. `embedding` is the one that predicts (`output`) or that reads (`input`); tied models have one.
+    `follow_sign` turns the update of neurons whose activation is negative, which would act the other way round.
+    """
+
+    max_batch_size: ClassVar[int | None] = 1
+
+    name: str
+    steps: int
+    points: str
+    neurons: str
+    scored_at: str
+    threshold: float
+    refine: bool
+    share: float
+    pararel: str | None
+    subtract: float
+    add: float
+    embedding: str
+    follow_sign: bool
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("points", POINTS), ("neurons", NEURONS), ("scored_at", SCORED_AT), ("embedding", EMBEDDINGS)):
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"method.{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(allowed)}")
+        if self.steps < 1:
+            raise ConfigError(f"steps={self.steps} integrates nothing; set method.steps to at least 1")
+        for name in ("threshold", "share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 0 and below 1; set method.{name}")
+        if self.subtract < 0 or self.add < 0 or not self.subtract + self.add > 0:
+            raise ConfigError(f"subtract={self.subtract} and add={self.add} must not be negative, nor both 0; set method.add")
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return everything that an edit depends on beside model and requests."""
+        fields = ("steps", "points", "neurons", "scored_at", "threshold", "refine", "share", "subtract", "add", "embedding", "follow_sign")
+        patterns = content_key(self._pararel().prompts) if self.pararel is not None else None
+        return {**{name: getattr(self, name) for name in fields}, "pararel": patterns}
+
+    def check(self, model: ModelDescription) -> None:
+        """Check that ParaRel's patterns can be read; every model of a known architecture has neurons.
+
+        Raises:
+            DatasetError: the file cannot be read.
+        """
+        self._pararel()
+
+    def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
+        """Return the editor; nothing has to be made."""
+        return Editor(lm=model.lm, method=self, pararel=self._pararel())
+
+    def _pararel(self) -> ParaRel:
+        return ParaRel(prompts={}) if self.pararel is None else ParaRel.load(Path(self.pararel))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Editor:
+    """KN bound to a model."""
+
+    lm: LanguageModel
+    method: KN
+    pararel: ParaRel
+
+    def edit(self, requests: Sequence[EditRequest], *, seed: int) -> Edit:
+        """Return the update of the value vectors of one fact's neurons.
+
+        Raises:
+            EditError: more or fewer than one request, or one that cannot be encoded.
+        """
+        ids = [request.request_id for request in requests]
+        if len(requests) != 1:
+            raise EditError(f"KN writes one fact an edit, got {len(requests)}; set batch_size=1, or choose method=memit", request_ids=ids)
+        request = requests[0]
+        rows = self.rows(request)
+        alphas = integration_points(self.method.steps, self.method.points)
+        scores_RLN = neuron_scores(self.lm, rows, neurons=self.method.neurons, alphas_M=alphas)
+        chosen = knowledge_neurons(scores_RLN, threshold=self.method.threshold, share=self.method.share, request_id=request.request_id)
+        deltas = self._updates(request, rows[0], chosen.mask)
+        diagnostics = {
+            "neurons": float(chosen.mask.sum()),
+            "layers": float(len(deltas)),
+            "prompts": float(len(rows)),
+            "share": chosen.share,
+            "score_max": float(scores_RLN[0].max()),
+        }
+        return Edit(deltas=deltas, diagnostics=diagnostics)
+
+    def rows(self, request: EditRequest) -> tuple[TargetRow, ...]:
+        """Return the fact's own prompt, and with `refine` its paraphrases, each with the old answer.
+
+        A fact without an old answer (`target_true`) has what the model says now: the likeliest token at the end of its own prompt.
+
+        Raises:
+            EditError: a prompt that cannot be encoded.
+        """
+        prompts = [(request.prompt, request.subject)]
+        if self.method.refine:
+            prompts += [(BARE, paraphrase) for paraphrase in request.paraphrase_prompts]
+            prompts += [(template, request.subject) for template in self.pararel.paraphrases(request.prompt)]
+        located = [self._locate(template, subject, request.target_true, request.request_id) for template, subject in prompts]
+        if request.target_true is not None:
+            return tuple(scored_row(row, scored_at=self.method.scored_at, request_id=request.request_id) for row in located)
+        said = self._said(located[0].token_ids)
+        return tuple(
+            TargetRow(request_id=request.request_id, input_ids=row.token_ids, positions=(len(row.token_ids) - 1,), tokens=(said,))
+            for row in located
+        )
+
+    def _locate(self, template: str, subject: str, target: str | None, request_id: str) -> Located:
+        limit = self.lm.description.max_positions
+        return locate(self.lm.tokenizer, template, subject, target=target, max_tokens=limit, request_id=request_id)
+
+    def _said(self, token_ids: Sequence[int]) -> int:
+        """Return the likeliest token after these."""
+        top = self.lm.sites.layers.format(self.lm.description.num_layers - 1)
+        passed = LastPositionPass(self.lm, [token_ids], sites=[top])
+        with torch.no_grad():
+            return int(next_token_logits(self.lm, passed.outputs[top])[0].argmax())
+
+    def _updates(self, request: EditRequest, old: TargetRow, neurons_LN: Tensor) -> tuple[LowRankDelta, ...]:
+        new = self._locate(request.prompt, request.subject, request.target_new, request.request_id)
+        sites = self.lm.sites
+        path = sites.head if self.method.embedding == "output" else sites.embedding
+        embedding_VD = self.lm.module.get_submodule(path).get_parameter("weight").detach()
+        change_D = self.method.add * _summed(embedding_VD, new.target_ids) - self.method.subtract * _summed(embedding_VD, old.tokens)
+        signs_LN = self._signs(new) if self.method.follow_sign else torch.ones(neurons_LN.shape)
+        return tuple(
+            LowRankDelta(
+                parameter=f"{sites.mlp_out.format(layer)}.weight", left=change_D[:, None], right=(neurons_N * signs_LN[layer])[None].float()
+            )
+            for layer, neurons_N in enumerate(neurons_LN)
+            if bool(neurons_N.any())
+        )
+
+    def _signs(self, located: Located) -> Tensor:
+        """Return the signs (layers, neurons) of the activations where the answer begins."""
+        sites = [self.lm.sites.mlp_out.format(layer) for layer in range(self.lm.description.num_layers)]
+        passed = LastPositionPass(self.lm, [located.token_ids[: located.target_start]], sites=sites)
+        return torch.stack([passed.inputs[site][0].float().sign().cpu() for site in sites])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chosen:
+    """The neurons of a fact as a mask (layers, neurons), and the share of its prompts that they were asked to be shared by."""
+
+    mask: Tensor
+    share: float
+
+
+def knowledge_neurons(scores_RLN: Tensor, *, threshold: float, share: float, request_id: str = "") -> Chosen:
+    """Choose neurons from the scores of R prompts (section 3.3); where none is shared enough, the share is lowered step by step.
+
+    Raises:
+        EditError: no neuron of a prompt adds to the answer's probability.
+    """
+    largest_R = scores_RLN.flatten(1).max(dim=1).values
+    if not bool((largest_R > 0).all()):
+        raise EditError(
+            "no neuron adds to the probability of the old answer (every integrated gradient is 0, below 0 or not a number); "
+            "the model may be broken by earlier edits, or set method.points=right",
+            request_ids=[request_id],
+        )
+    counts_LN = (scores_RLN > threshold * largest_R[:, None, None]).sum(dim=0)
+    while share > 0 and not bool((counts_LN > share * len(scores_RLN)).any()):
+        share = max(0.0, share - SHARE_STEP)
+    return Chosen(mask=counts_LN > share * len(scores_RLN), share=share)
+
+
+def _summed(embedding_VD: Tensor, token_ids: Sequence[int]) -> Tensor:
+    return embedding_VD[list(token_ids)].to("cpu", torch.float32).sum(dim=0)
