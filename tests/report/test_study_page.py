@@ -88,9 +88,10 @@ def test_every_figure_is_there_as_picture_drawing_and_numbers(files: StudyFiles)
     names = {path.stem for path in files.figures.iterdir()}
     assert {"rq1-llama2-7b", "rq2-llama-2-7b", "rq4-llama2-7b", "rq5-llama2-7b", "retention-llama2-7b", "monitors-llama2-7b"} <= names
     for name in names:
-        assert Image.open(files.figures / f"{name}.png").size[0] > 300
-        ElementTree.fromstring((files.figures / f"{name}.svg").read_text())  # noqa: S314 - our own file
-        rows = list(csv.DictReader((files.figures / f"{name}.csv").open()))
+        with Image.open(files.figures / f"{name}.png") as picture:
+            assert picture.size[0] > 300
+        ElementTree.fromstring((files.figures / f"{name}.svg").read_text())
+        rows = list(csv.DictReader((files.figures / f"{name}.csv").read_text().splitlines()))
         assert rows
         assert {row["source"] for row in rows} <= {"measured", "published"}
 
@@ -168,7 +169,8 @@ def browser(files: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 SHOWN = "[...document.querySelectorAll('#run-table tbody tr')].filter(row => !row.hidden).length"
-METHODS = "[...new Set([...document.querySelectorAll('figure:not([hidden]) .curve[data-method]:not([hidden])')].map(g => g.dataset.method))].sort()"
+CURVES = "[...document.querySelectorAll('figure:not([hidden]) .curve[data-method]:not([hidden])')]"
+METHODS = f"[...new Set({CURVES}.map(curve => curve.dataset.method))].sort()"
 
 
 @needs_browser
@@ -191,9 +193,8 @@ def test_filters_hide_what_is_not_chosen_and_the_button_shows_it_again(browser: 
 
 @needs_browser
 def test_a_chosen_seed_shows_its_own_curves_instead_of_all_together(browser: Page) -> None:
-    seeds = (
-        "[...new Set([...document.querySelectorAll('figure.quality:not([hidden]) .curve[data-seed]:not([hidden])')].map(g => g.dataset.seed))]"
-    )
+    curves = "[...document.querySelectorAll('figure.quality:not([hidden]) .curve[data-seed]:not([hidden])')]"
+    seeds = f"[...new Set({curves}.map(curve => curve.dataset.seed))]"
     assert browser.run(seeds) == ["all"]
     browser.run("document.querySelector('input[name=seed][value=\"1\"]').click()")
     assert browser.run(seeds) == ["0"]
