@@ -39,10 +39,9 @@ class KillAt(Callback):
 @pytest.fixture
 def configured(compose_config: Callable[..., DictConfig]) -> Configured:
     def compose(method: str, runs: Path) -> DictConfig:
-        fixed = ("debug=tiny", "model=tiny-gpt2", "num_edits=[1,3]", "benchmark=[edit-quality]", "callback=silent", "logger=[]")
-        return compose_config(
-            *fixed, f"method={method}", f"paths.runs={runs}", "+callback.edits._target_=editeval.runner.callbacks.EditLog"
-        )
+        fixed = ("debug=tiny", "model=tiny-gpt2", "num_edits=[1,3]", "callback=silent", "logger=[]")
+        measured = ("benchmark=[edit-quality]", "benchmark.edit-quality.max_new_tokens=3")
+        return compose_config(*fixed, *measured, f"method={method}", f"paths.runs={runs}")
 
     return compose
 
