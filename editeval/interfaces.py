@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from editeval.edits.delta import Edit
 from editeval.files import Cache
@@ -15,6 +15,9 @@ from editeval.inference.adapters import Adapter
 from editeval.inference.edited import EditedModel
 from editeval.models.model import LanguageModel
 from editeval.types import EditRequest, Evaluation, ModelDescription, Progress, Score, SilentProgress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @runtime_checkable
@@ -27,6 +30,10 @@ class ModelSource(Protocol):
 
     def load(self) -> LanguageModel:
         """Return the model, in evaluation mode, without gradients."""
+        ...
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return the tokenizer alone; no weights are read."""
         ...
 
     def fingerprint(self) -> str:

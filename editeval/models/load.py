@@ -96,12 +96,20 @@ class PretrainedModel:
             raise ConfigError(
                 f"model {self.label}: {self.name_or_path} lacks {len(missing)} tensors, first {missing[0]!r}; the checkpoint is incomplete"
             )
-        tokenizer = with_pad_token(self._fetch(AutoTokenizer.from_pretrained), name=self.label)
+        tokenizer = self.tokenizer()
         sites.check(module)
         module = frozen(module)
         fingerprint = self._cached_fingerprint(config, lambda: fingerprint_of(module, tokenizer))
         description = description_of(self.label, config)
         return LanguageModel(module=module, tokenizer=tokenizer, sites=sites, description=description, fingerprint=fingerprint)
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return the tokenizer alone, with a padding token.
+
+        Raises:
+            ConfigError: nothing there, or no fast tokenizer.
+        """
+        return with_pad_token(self._fetch(AutoTokenizer.from_pretrained), name=self.label)
 
     def fingerprint(self) -> str:
         """Return the content hash of the weights as loaded; weights are read only when it is not in the cache yet."""

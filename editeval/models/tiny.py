@@ -69,7 +69,7 @@ class TinyModel:
         device = resolve_device(self.device)
         config = self._config()
         sites = sites_for(self.architecture)
-        tokenizer = self._tokenizer()
+        tokenizer = self.tokenizer()
         with torch.random.fork_rng(devices=[]):  # the constructors draw weights from the global generator
             module: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         sites.check(module)
@@ -99,7 +99,8 @@ class TinyModel:
         except (TypeError, ValueError, StrictDataclassError) as error:
             raise ConfigError(f"model {self.name}: transformers refuses this {self.architecture} config: {error}") from error
 
-    def _tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return the tokenizer alone: trained in a moment on prose that ships with Python."""
         make = sentencepiece_like if self.architecture in _SENTENCEPIECE else byte_level
         return with_pad_token(make(vocab_size=self.vocab_size, max_length=self.max_positions), name=self.name)
 

@@ -255,5 +255,5 @@ def test_11_the_first_edit_is_still_measured_after_the_last(bench: Bench) -> Non
 
     bench.edit(*REQUESTS)
     context = EvaluationContext(num_edits=len(REQUESTS), edited=REQUESTS, planned=REQUESTS, seed=0, cache=bench.cache)
-    evaluation = EditQuality(max_new_tokens=4).evaluate(bench.model, context)
+    evaluation = EditQuality(max_new_tokens=4, fluency_tokens=1, fluency_facts=0).evaluate(bench.model, context)
     assert {sample["request_id"] for sample in evaluation.samples} == {request.request_id for request in REQUESTS}
