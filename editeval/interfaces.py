@@ -13,7 +13,7 @@ from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.models.model import LanguageModel
-from editeval.types import EditRequest, Evaluation, ModelDescription, Progress, Score, SilentProgress
+from editeval.types import EditRequest, Evaluation, Footprint, ModelDescription, Progress, Score, SilentProgress, Workload
 
 
 @runtime_checkable
@@ -67,6 +67,15 @@ class EditMethod(Protocol):
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor. Idempotent; sees the unedited model; long work goes to the cache by content key."""
+        ...
+
+
+@runtime_checkable
+class Predictable(Protocol):
+    """A method that can say what it will need (memory, disk, operations) before anything is loaded; optional."""
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Return the prediction, from shapes alone."""
         ...
 
 
