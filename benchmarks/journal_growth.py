@@ -4,7 +4,8 @@
     python benchmarks/journal_growth.py --edits 500
 
 Each edit is noise of the shape and rank of a ROME edit, recorded and applied as a run does. Then the journal is opened with its whole chain
-checked, and applied to a fresh model. Seconds are of CPU, so that other work on the machine does not count. Prints one line of JSON; ends with status 1 where the states differ or a limit is not met.
+checked, and applied to a fresh model. Seconds are of CPU, so that other work on the machine does not count. Prints one line of JSON; ends
+with status 1 where the states differ or a limit is not met.
 """
 
 from __future__ import annotations
