@@ -59,7 +59,7 @@ class Immediate(Callback):
 
     def __init__(self, cache: Cache) -> None:
         self._cache = cache
-        self._quality = EditQuality(max_new_tokens=MAX_NEW_TOKENS)
+        self._quality = EditQuality(max_new_tokens=MAX_NEW_TOKENS, fluency_tokens=1, fluency_facts=0)
         self._requests: tuple[EditRequest, ...] = ()
         self._known: set[int] = set()
 

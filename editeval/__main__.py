@@ -1,8 +1,9 @@
-"""`python -m editeval status | retry | sync | report | verify | export | bisect | diff`: what is on disk, and what is left to do."""
+"""`python -m editeval status | retry | sync | report | verify | export | bisect | diff | doctor`: what is on disk, what is left to do."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +76,31 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--step", type=int, default=None, help="number of edits (default: all)")
     export.add_argument("--to", type=Path, required=True, help="new folder to write")
     export.set_defaults(command=_export)
+
+    doctor = commands.add_parser("doctor", help="say what a run will need (memory, disk, time) and what is missing, loading nothing")
+    doctor.add_argument("overrides", nargs="*", default=[], help="settings, as on the command line of launch.py")
+    doctor.add_argument("--offline", action="store_true", help="prove that the run needs no network: every file must be on this machine")
+    doctor.set_defaults(command=_doctor)
     return parser
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    # Before the hub's client is imported, which reads them once: the doctor fetches nothing, with or without --offline.
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
+            config = compose("config", overrides=options.overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise EditevalError(" ".join(str(error).split())) from error
+    from editeval.sweep.doctor import diagnose
+
+    diagnosis = diagnose(config, offline=options.offline)
+    print("\n".join(diagnosis.lines()))  # noqa: T201
+    return 0 if diagnosis.ready else 1
 
 
 def _runs(folder: Path) -> list[Path]:

@@ -31,6 +31,7 @@ from editeval.edits.journal import EditJournal
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Benchmark, Callback, EditDataset, EditMethod, ModelSource, RunState
+from editeval.models.prompt_format import CHAT, RAW, check_format, check_template, in_format, wrapper
 from editeval.runner.results import BaseScores, ScoreStore, write_manifest
 from editeval.runner.runner import Runner, Trajectory
 from editeval.types import ConfigError, EditRequest, Progress, Score, SilentProgress, content_key
@@ -67,6 +68,7 @@ class Experiment:
     batch_size: int
     seed: int
     batch_tokens: int
+    prompt_format: str
     runs: Path
     cache: Cache
     config: Mapping[str, Any]
@@ -102,6 +104,7 @@ def assemble(config: DictConfig) -> Experiment:
         batch_size=_positive(config.batch_size, "batch_size"),
         seed=int(config.seed),
         batch_tokens=_positive(config.engine.batch_tokens, "engine.batch_tokens"),
+        prompt_format=str(config.get("prompt_format", RAW)),  # a run of before it was a setting has none
         runs=Path(config.paths.runs),
         cache=Cache(Path(config.paths.cache)),
         config=resolved,
@@ -121,6 +124,9 @@ def assemble(config: DictConfig) -> Experiment:
             f"method {resolved['method']['name']} writes all facts in one edit, so it has no trajectory of {experiment.rungs[-1]} edits; "
             f"set batch_size={facts} num_edits=1 for the same {facts} facts"
         )
+    check_format(experiment.prompt_format)
+    if experiment.prompt_format == CHAT:
+        check_template(experiment.source.tokenizer(), name=experiment.source.describe().name)
     experiment.dataset.check()
     for benchmark in experiment.benchmarks.values():
         benchmark.check()
@@ -268,11 +274,24 @@ def rungs_of(num_edits: int | ListConfig | Sequence[int] | None) -> tuple[int, .
 
 
 def select(experiment: Experiment, fingerprint: str, load_model: Callable[[], EditedModel], progress: Progress) -> tuple[EditRequest, ...]:
-    """Return the facts in editing order: the data set's rows, in an order of (content, seed) alone, known ones if asked for.
+    """Return the facts in editing order and in the run's prompt format: an order of (content, seed) alone, known ones if asked for.
+
+    Which facts these are does not depend on the format, so that two formats edit the same ones: a model is asked what it knows by
+    the prompts of the data set.
 
     Raises:
         ConfigError: fewer facts than the largest rung needs.
     """
+    requests = _selected(experiment, fingerprint, load_model, progress)
+    if experiment.prompt_format == RAW:
+        return requests
+    wrap = wrapper(experiment.prompt_format, experiment.source.tokenizer(), name=experiment.source.describe().name)
+    return tuple(in_format(request, wrap) for request in requests)
+
+
+def _selected(
+    experiment: Experiment, fingerprint: str, load_model: Callable[[], EditedModel], progress: Progress
+) -> tuple[EditRequest, ...]:
     rows = order(experiment.dataset.load(), seed=experiment.seed)
     needed = experiment.rungs[-1] * experiment.batch_size
     name = experiment.config["dataset"]["name"]

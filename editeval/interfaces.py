@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.adapters import Adapter
 from editeval.inference.edited import EditedModel
 from editeval.models.model import LanguageModel
-from editeval.types import EditRequest, Evaluation, ModelDescription, Progress, Score, SilentProgress
+from editeval.types import EditRequest, Evaluation, Footprint, ModelDescription, Progress, Score, SilentProgress, Workload
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 
 @runtime_checkable
@@ -27,6 +30,10 @@ class ModelSource(Protocol):
 
     def load(self) -> LanguageModel:
         """Return the model, in evaluation mode, without gradients."""
+        ...
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return the tokenizer alone; no weights are read."""
         ...
 
     def fingerprint(self) -> str:
@@ -85,6 +92,15 @@ def attach(method: EditMethod, model: EditedModel, cache: Cache, progress: Progr
     if isinstance(method, AdapterMethod) and model.adapter is None:
         with model.unedited():
             model.attach(method.adapter(model.lm, cache, progress))
+
+
+@runtime_checkable
+class Predictable(Protocol):
+    """A method that can say what it will need (memory, disk, operations) before anything is loaded; optional."""
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Return the prediction, from shapes alone."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """Going back to a run on disk: reload any step of it, prove that it is what it says, export it.
 
 Example:
-    >>> from editeval.revisit import load_edited            # doctest: +SKIP
-    >>> model = load_edited("runs/<folder>", num_edits=5)   # doctest: +SKIP
+    >>> from editeval.revisit import load_edited, load_exported   # doctest: +SKIP
+    >>> model = load_edited("runs/<folder>", num_edits=5)         # doctest: +SKIP
     >>> model.generate(["The capital of France is"], max_new_tokens=5)   # doctest: +SKIP
+    >>> load_exported("DIR").generate(["The capital of France is"], max_new_tokens=5)   # doctest: +SKIP
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from editeval.edits.delta import Edit
+from editeval.edits.delta_files import load_deltas, save_deltas
 from editeval.edits.journal import EditJournal
 from editeval.experiment import assemble, build, select
-from editeval.files import write_atomic
+from editeval.files import Cache, write_atomic
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import EvaluationContext, ModelSource
+from editeval.interfaces import EditMethod, EvaluationContext, ModelSource, attach
+from editeval.models.load import PretrainedModel
 from editeval.runner.results import ScoreStore, read_edits, read_manifest
 from editeval.types import EditevalError, JournalError, SilentProgress
 
@@ -55,6 +59,8 @@ def load_edited(run_dir: Path | str, *, num_edits: int | None = None) -> EditedM
             f"the model's weights (fingerprint {model.lm.fingerprint[:12]}) are not those that {run_dir} edited "
             f"({manifest['model_fingerprint'][:12]}); check model.revision and model.dtype"
         )
+    method = build(OmegaConf.create(dict(manifest["config"]["method"])), "method", EditMethod)
+    attach(method, model, Cache(Path(manifest["config"]["paths"]["cache"])), SilentProgress())
     with EditJournal.open(Path(run_dir) / "journal", genesis=manifest["edit_key"]) as journal:
         wanted = len(journal) if num_edits is None else num_edits
         if wanted > len(journal):
@@ -118,6 +124,8 @@ def verify(run_dir: Path | str, *, rung: int | None = None) -> Verification:
 def export(run_dir: Path | str, to: Path | str, *, num_edits: int | None = None) -> Path:
     """Write the edited model as an ordinary Hugging Face folder (safetensors, tokenizer, where it came from).
 
+    What stands beside the weights is written beside them (`adapter.safetensors`, `adapter.json`); `load_exported` reads both.
+
     Raises:
         EditevalError: the target folder exists and is not empty.
     """
@@ -128,11 +136,39 @@ def export(run_dir: Path | str, to: Path | str, *, num_edits: int | None = None)
     model.lm.module.save_pretrained(target, safe_serialization=True)
     model.lm.tokenizer.save_pretrained(target)
     manifest = read_manifest(run_dir)
+    if model.adapter is not None:
+        save_deltas(target / "adapter", model.adapter.snapshot())
     provenance = {
         "edit_key": manifest["edit_key"],
         "num_edits": model.num_applied,
         "weights_digest": model.weights_digest(),
         "run": str(run_dir),
+        "dtype": str(model.lm.module.dtype).removeprefix("torch."),
+        "method": manifest["config"]["method"],
+        "cache": manifest["config"]["paths"]["cache"],
     }
     write_atomic(target / "editeval.json", json.dumps(provenance, indent=2))
     return target
+
+
+def load_exported(folder: Path | str, *, cache: Path | str | None = None) -> EditedModel:
+    """Return the model that `export` wrote, its adapter attached and filled; what was edited into the weights is its base.
+
+    `cache` is where the method finds what it prepared (default: the run's own cache); what is not there is prepared again.
+
+    Raises:
+        EditevalError: the folder is no export, or a file of it is damaged.
+    """
+    path = Path(folder) / "editeval.json"
+    if not path.is_file():
+        raise EditevalError(f"{folder} holds no editeval.json; give a folder that `python -m editeval export` wrote")
+    provenance = json.loads(path.read_text())
+    shared = Cache(Path(cache if cache is not None else provenance["cache"]))
+    source = PretrainedModel(name=Path(folder).name, name_or_path=str(folder), cache_dir=shared.root, dtype=provenance["dtype"])
+    model = EditedModel(source.load())
+    if (Path(folder) / "adapter.json").is_file():
+        attach(build(OmegaConf.create(provenance["method"]), "method", EditMethod), model, shared, SilentProgress())
+        deltas = load_deltas(Path(folder) / "adapter")
+        if deltas:
+            model.apply(Edit(deltas=deltas))
+    return model

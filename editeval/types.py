@@ -99,6 +99,32 @@ class ModelDescription:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What a footprint depends on beside method and model: bytes of a stored weight, and facts an edit."""
+
+    element_bytes: int
+    batch_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What a method needs beside the model's weights, predicted from shapes alone.
+
+    `held_bytes` stay on the device from the first edit on; `peak_bytes` are phases, of which one runs at a time; both by what they are
+    for. `disk_bytes` are kept in the shared cache, `journal_bytes` are written each edit. `once_operations` and `edit_operations` count
+    floating-point operations of getting ready and of one edit.
+    """
+
+    held_bytes: Mapping[str, int] = field(default_factory=dict)
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    host_bytes: int = 0
+    disk_bytes: int = 0
+    journal_bytes: int = 0
+    once_operations: float = 0.0
+    edit_operations: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One number that a benchmark measured, before it is known on which state.
 

@@ -9,6 +9,7 @@ samples hold one record a fact and metric, so that the retention matrix (fact i 
 | generalization | its paraphrases                    | the new target                                                     |
 | portability    | what follows from the fact         | the answer that follows                                            |
 | locality       | neighbours of the fact             | what the unedited model itself answers                             |
+| fluency        | a longer text after the prompt     | no success: the entropy of its word n-grams, low where it repeats  |
 
 Protocols, never averaged with one another:
 
@@ -18,6 +19,8 @@ Protocols, never averaged with one another:
   given. It inflates (Yang et al. 2025, https://arxiv.org/abs/2502.11177): report it only beside a generated form.
 - `generation`: the model writes freely until the line or the text ends; what it writes begins with the answer.
 - `generation_contains`: the same text, with the answer anywhere in it.
+
+`inflation` is what teacher forcing adds to efficacy: `teacher_forced` minus `generation`, paired by fact.
 """
 
 from __future__ import annotations
@@ -25,35 +28,40 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import fmean
 from typing import Any
 
-from editeval.benchmarks.edit_questions import BaseAnswer, Outcome, Question, joined, outcome_of, questions_about
+from editeval.benchmarks.edit_questions import BaseAnswer, Outcome, Question, joined, ngram_entropy, outcome_of, questions_about
 from editeval.benchmarks.estimates import mean_and_stderr
 from editeval.inference.edited import ContinuationScore, EditedModel
 from editeval.interfaces import EvaluationContext
-from editeval.types import ConfigError, EditRequest, Evaluation, Measurement, content_key
+from editeval.types import ConfigError, EditRequest, Evaluation, Measurement, content_key, seed_for
 
 TASK = "facts"
-VERSION = "1"  # raised whenever the same model and facts would give other numbers
+VERSION = "2"  # raised whenever the same model and facts would give other numbers
 STOP = ("\n",)
 FACTS_PER_CALL = 64  # bounds memory and paces the progress display; results do not depend on it
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditQuality:
-    """Efficacy, generalization, portability and locality of every edit so far.
+    """Efficacy, generalization, portability, locality and fluency of every edit so far.
 
-    `max_new_tokens` bounds a generated answer.
+    `max_new_tokens` bounds a generated answer. Fluency is that of `fluency_tokens` after the edited prompt, of at most `fluency_facts`
+    facts: those whose id has the lowest hash, a sample that no order of edits favours. Zero facts: no fluency.
     """
 
     max_new_tokens: int
+    fluency_tokens: int
+    fluency_facts: int
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens={self.max_new_tokens} must be at least 1; set benchmark.edit-quality.max_new_tokens")
+        for name, lowest in (("max_new_tokens", 1), ("fluency_tokens", 1), ("fluency_facts", 0)):
+            value = getattr(self, name)
+            if value < lowest:
+                raise ConfigError(f"{name}={value} must be at least {lowest}; set benchmark.edit-quality.{name}")
 
     @property
     def depends_on_requests(self) -> bool:
@@ -65,7 +73,12 @@ class EditQuality:
 
     def settings(self) -> Mapping[str, Any]:
         """Return what the numbers depend on beside the model and the facts."""
-        return {"benchmark": "edit-quality", "version": VERSION, "max_new_tokens": self.max_new_tokens, "stop": list(STOP)}
+        fluency = {"tokens": self.fluency_tokens, "facts": self.fluency_facts}
+        return {"benchmark": "edit-quality", "version": VERSION, **self._answers(), "fluency": fluency if self.fluency_facts else None}
+
+    def _answers(self) -> Mapping[str, Any]:
+        """Return what a written answer depends on."""
+        return {"max_new_tokens": self.max_new_tokens, "stop": list(STOP)}
 
     def evaluate(self, model: EditedModel, context: EvaluationContext) -> Evaluation:
         """Ask about every fact edited so far, or, of the unedited model, about every planned one."""
@@ -79,7 +92,24 @@ class EditQuality:
             # Before the first edit the model is the unedited one: what it wrote a moment ago it would write again.
             written = {prompt: answer.text for prompt, answer in base.items()} if model.num_applied == 0 else {}
             samples.extend(_samples(questions, self._ask(model, questions, written)))
+        samples.extend(self._fluency(model, facts))
         return Evaluation(measurements=tuple(_measurements(samples)), samples=tuple(samples))
+
+    def _fluency(self, model: EditedModel, facts: Sequence[tuple[int, EditRequest]]) -> Iterator[dict[str, Any]]:
+        """Yield one record a fact whose longer text is looked at."""
+        chosen = sorted(facts, key=lambda fact: seed_for("fluency", fact[1].request_id))[: self.fluency_facts]
+        if not chosen:
+            return
+        texts = model.generate([request.full_prompt for _, request in chosen], max_new_tokens=self.fluency_tokens)
+        for (position, request), text in sorted(zip(chosen, texts, strict=True), key=lambda item: item[0][0]):
+            yield {
+                "request_id": request.request_id,
+                "position": position,
+                "metric": "fluency",
+                "prompts": [request.full_prompt],
+                "generated": [text],
+                "entropy": ngram_entropy(text),
+            }
 
     def _generate(self, model: EditedModel, prompts: Iterable[str]) -> dict[str, str]:
         """Complete each distinct prompt once, in one call of the engine."""
@@ -92,7 +122,7 @@ class EditQuality:
 
         def key_of(request: EditRequest) -> str:
             prompts = [probe.prompt for probe in request.neighborhood_prompts]
-            return content_key({"model": model.lm.fingerprint, "prompts": prompts, **self.settings()})
+            return content_key({"model": model.lm.fingerprint, "prompts": prompts, "version": 1, **self._answers()})
 
         keys = {request.request_id: key_of(request) for request in requests if request.neighborhood_prompts}
         missing = [
@@ -167,6 +197,7 @@ def _samples(questions: Sequence[Question], outcomes: Sequence[Outcome]) -> Iter
 
 def _measurements(samples: Sequence[Mapping[str, Any]]) -> Iterator[Measurement]:
     """Yield every number, each the mean over facts of the mean over a fact's prompts (prompts of one fact are not independent)."""
+    fluency = [record["entropy"] for record in samples if record["metric"] == "fluency"]
     for metric in ("efficacy", "generalization", "portability", "locality"):
         records = [record for record in samples if record["metric"] == metric]
         apart = metric == "locality"
@@ -177,9 +208,20 @@ def _measurements(samples: Sequence[Mapping[str, Any]]) -> Iterator[Measurement]
         yield from _measured(f"{metric}_log_prob", "probability", [_mean_log_prob(record) for record in records])
         if metric == "efficacy":
             yield from _measured("target_probability", "probability", [fmean(map(_exp, record["log_prob"])) for record in records])
+            yield from _inflation(records)
         if apart:
             clashing = [_of_fact(record, "generation", conflict=True) for record in records]
             yield from _measured("locality_conflict", "generation", clashing)
+    yield from _measured("fluency", "generation", fluency)
+
+
+def _inflation(records: Sequence[Mapping[str, Any]]) -> Iterator[Measurement]:
+    """Yield by how much teacher forcing flatters efficacy."""
+    forced = [_of_fact(record, "teacher_forced", conflict=False) for record in records]
+    written = [_of_fact(record, "generation", conflict=False) for record in records]
+    gaps = [None if one is None or other is None else one - other for one, other in zip(forced, written, strict=True)]
+    for measurement in _measured("inflation", "teacher_forced_minus_generation", gaps):
+        yield replace(measurement, higher_is_better=False)
 
 
 def _of_fact(record: Mapping[str, Any], protocol: str, *, conflict: bool) -> float | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -124,6 +126,23 @@ def outcome_of(question: Question, scored: Mapping[tuple[str, str], Continuation
 
 def _per_token(score: ContinuationScore) -> float:
     return score.log_prob / score.num_tokens
+
+
+def ngram_entropy(text: str) -> float:
+    """Return the weighted entropy of a text's word n-grams, in bits: `H2 / 3 + 2 H3 / 3` (Meng et al. 2022, generation entropy GE).
+
+    `Hn` is `-sum_k f_k log2 f_k` over the frequencies of its n-grams; published tables multiply by 100. Words are runs of letters and
+    digits, other marks stand alone; a text of fewer than n words has `Hn` 0. The bound is log2 of the number of n-grams, so that only
+    texts written to the same length compare.
+    """
+    words = re.findall(r"\w+|[^\w\s]", text)
+
+    def entropy(size: int) -> float:
+        counts = Counter(tuple(words[start : start + size]) for start in range(len(words) - size + 1))
+        total = counts.total()
+        return math.fsum(-count / total * math.log2(count / total) for count in counts.values())
+
+    return entropy(2) / 3 + 2 * entropy(3) / 3
 
 
 def answer_phrase(text: str) -> str:

@@ -115,6 +115,15 @@ def key_covariances(
     return {site: unpack_upper(load_file(paths[site])["covariance"]) for site in sites}
 
 
+def missing_covariances(sites: Sequence[str], source: CovarianceSource, *, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
+    """Return the sites whose C is neither in the file nor in the cache; all of them where the model's fingerprint is not known."""
+    if source.file is not None:
+        return ()
+    if fingerprint is None:
+        return tuple(sites)
+    return tuple(site for site in sites if not cache.path("covariance", _content(fingerprint, site, source), ".safetensors").exists())
+
+
 def covariance_factors(
     lm: LanguageModel, sites: Sequence[str], source: CovarianceSource, cache: Cache, progress: Progress
 ) -> dict[str, CholeskyFactor]:
@@ -250,7 +259,11 @@ def _batches(pieces: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]
 
 
 def _key(lm: LanguageModel, site: str, source: CovarianceSource) -> str:
-    return content_key({"model": lm.fingerprint, "site": site, **source.settings()})
+    return _content(lm.fingerprint, site, source)
+
+
+def _content(fingerprint: str, site: str, source: CovarianceSource) -> str:
+    return content_key({"model": fingerprint, "site": site, **source.settings()})
 
 
 def _partial_path(lm: LanguageModel, sites: Sequence[str], source: CovarianceSource, cache: Cache) -> Path:

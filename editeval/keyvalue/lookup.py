@@ -57,8 +57,9 @@ def locate(
 ) -> Located:
     """Encode `context` around `template` around `subject`, with `target` after it, and find the subject's last token.
 
-    The target is joined with exactly one blank, the way the text would be written; the tokenizer decides what that
-    blank becomes. White space at the subject's end does not count as the subject.
+    The target is joined with exactly one blank, the way the text would be written, or none at the start of a line (where chat
+    templates let an answer begin); the tokenizer decides what that blank becomes. White space at the subject's end does not count
+    as the subject.
 
     Raises:
         EditError: the tokens up to the subject's last one change when the target follows (the key would then be another
@@ -72,8 +73,8 @@ def locate(
     ids, subject_last = _encode(tokenizer, prompt, start, end, request_id)
     target_start = len(ids)
     if target is not None:
-        stem = prompt.rstrip()
-        full = f"{stem} {target.strip()}"
+        stem = prompt.rstrip(" ")
+        full = stem + ("" if stem.endswith("\n") else " ") + target.strip()
         full_ids, offsets = _tokens(tokenizer, full)
         if full_ids[: subject_last + 1] != ids[: subject_last + 1]:
             raise EditError(

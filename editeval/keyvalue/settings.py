@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from editeval.datasets.corpus import Corpus
 from editeval.files import Cache
-from editeval.keyvalue.covariance import CovarianceSource
+from editeval.keyvalue.covariance import CovarianceSource, missing_covariances
 from editeval.keyvalue.prefixes import check_prefixes, context_prefixes
 from editeval.keyvalue.target_value import TargetSettings
 from editeval.models.model import LanguageModel
@@ -58,6 +58,13 @@ class LocateSettings:
     def covariance_source(self) -> CovarianceSource:
         """Where second moments come from."""
         return CovarianceSource(corpus=self.corpus, file=self.covariance)
+
+    def maps_without_covariance(
+        self, model: ModelDescription, layers: Sequence[int], fingerprint: str | None, cache: Cache
+    ) -> tuple[str, ...]:
+        """Return the MLP output maps of `layers` whose second moments are neither in the file nor in the cache."""
+        sites = [sites_for(model.model_type).mlp_out.format(layer) for layer in layers]
+        return missing_covariances(sites, self.covariance_source, fingerprint=fingerprint, cache=cache)
 
     def value_settings(self) -> Mapping[str, Any]:
         """Return what a target value depends on among these fields; for `EditMethod.settings`."""

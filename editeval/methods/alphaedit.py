@@ -22,10 +22,11 @@ from torch import Tensor
 from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
+from editeval.keyvalue.footprint import PROJECTION, locate_footprint, mlp_maps
 from editeval.keyvalue.null_space import KeyMemory, NullSpace, null_spaces
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.spread import SpreadEditor, Target
-from editeval.types import ConfigError, EditRequest, ModelDescription, Progress
+from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 PUBLISHED_DEPTHS = (13 / 48, 17 / 48)  # layers 13 to 17 of GPT-2 XL's 48
 
@@ -63,6 +64,16 @@ class AlphaEdit(SpreadSettings):
             ConfigError: what, with what is allowed.
         """
         self.check_covariance(model, self.layers_of(model, PUBLISHED_DEPTHS))
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes."""
+        layers = self.layers_of(model, PUBLISHED_DEPTHS)
+        maps = mlp_maps(model, len(layers))
+        return locate_footprint(self, model, workload, last_layer=layers[-1], maps=maps, solver=PROJECTION)
+
+    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
+        """Return the maps whose second moments must be computed first."""
+        return self.maps_without_covariance(model, self.layers_of(model, PUBLISHED_DEPTHS), fingerprint, cache)
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; prefixes and projections are of the unedited model and come from the cache if they are there.

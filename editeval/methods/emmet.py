@@ -23,11 +23,12 @@ from torch import Tensor
 
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
+from editeval.keyvalue.footprint import INVERSE, locate_footprint, mlp_maps
 from editeval.keyvalue.inverse import covariance_solvers
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.solve import DependentKeysError, regularised_keys
 from editeval.keyvalue.spread import SpreadEditor, Target
-from editeval.types import ConfigError, ModelDescription, Progress
+from editeval.types import ConfigError, Footprint, ModelDescription, Progress, Workload
 
 PUBLISHED_DEPTH = 17 / 48  # layer 17 of GPT-2 XL's 48
 CONSTRAINT_TOLERANCE = 1e-3
@@ -58,6 +59,16 @@ class EMMET(SpreadSettings):
             ConfigError: what, with what is allowed.
         """
         self.check_covariance(model, self.layers_of(model, [PUBLISHED_DEPTH]))
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes."""
+        layers = self.layers_of(model, [PUBLISHED_DEPTH])
+        maps = mlp_maps(model, len(layers))
+        return locate_footprint(self, model, workload, last_layer=layers[-1], maps=maps, solver=INVERSE)
+
+    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
+        """Return the maps whose second moments must be computed first."""
+        return self.maps_without_covariance(model, self.layers_of(model, [PUBLISHED_DEPTH]), fingerprint, cache)
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> SpreadEditor:
         """Return the editor; prefixes and covariances are of the unedited model and come from the cache if they are there."""

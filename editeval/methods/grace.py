@@ -249,7 +249,9 @@ def _encode(lm: LanguageModel, request: EditRequest) -> TokenPair:
         EditError: they cannot be encoded, or are longer than the model takes.
     """
     try:
-        (pair,) = encode_pairs(lm.tokenizer, [request.full_prompt.rstrip()], [f" {request.target_new}"], special_tokens=None)
+        prompt = request.full_prompt.rstrip(" ")
+        blank = "" if prompt.endswith("\n") else " "  # a chat template begins the answer on a line of its own
+        (pair,) = encode_pairs(lm.tokenizer, [prompt], [f"{blank}{request.target_new}"], special_tokens=None)
     except EditevalError as error:
         raise EditError(str(error), request_ids=[request.request_id]) from error
     size = len(pair.context) + len(pair.continuation)

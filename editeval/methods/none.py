@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.types import EditRequest, ModelDescription, Progress
+from editeval.types import EditRequest, Footprint, ModelDescription, Progress, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,10 @@ class NoEdit:
 
     def check(self, model: ModelDescription) -> None:
         """Accept every model."""
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes."""
+        return Footprint()
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor."""

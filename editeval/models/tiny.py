@@ -58,7 +58,7 @@ class TinyModel:
 
     def describe(self) -> ModelDescription:
         """Return the model's shape from its config alone."""
-        return description_of(self.name, self._config())
+        return description_of(self.name, self.config())
 
     def load(self) -> LanguageModel:
         """Return the model: the same weights and tokenizer for the same settings, whatever ran before.
@@ -67,9 +67,9 @@ class TinyModel:
             ConfigError: a device that this machine lacks, or a config that the architecture refuses.
         """
         device = resolve_device(self.device)
-        config = self._config()
+        config = self.config()
         sites = sites_for(self.architecture)
-        tokenizer = self._tokenizer()
+        tokenizer = self.tokenizer()
         with torch.random.fork_rng(devices=[]):  # the constructors draw weights from the global generator
             module: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
         sites.check(module)
@@ -82,7 +82,7 @@ class TinyModel:
     def fingerprint(self) -> str:
         """Return the content hash of weights and tokenizer, made once for these settings."""
         settings = {
-            "config": self._config().to_diff_dict(),
+            "config": self.config().to_diff_dict(),
             "seed": self.seed,
             "recipe": _RECIPE,
             "torch": torch.__version__,
@@ -92,14 +92,20 @@ class TinyModel:
         fingerprint: str = Cache(Path(self.cache_dir)).json("fingerprints", key, lambda: self.load().fingerprint)
         return fingerprint
 
-    def _config(self) -> PreTrainedConfig:
+    def config(self) -> PreTrainedConfig:
+        """Return the architecture's config.
+
+        Raises:
+            ConfigError: transformers refuses it.
+        """
         settings = _common(self) | _PARTICULARS[self.architecture](self) | dict(self.overrides)
         try:
             return AutoConfig.for_model(self.architecture, **settings)
         except (TypeError, ValueError, StrictDataclassError) as error:
             raise ConfigError(f"model {self.name}: transformers refuses this {self.architecture} config: {error}") from error
 
-    def _tokenizer(self) -> PreTrainedTokenizerFast:
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Return the tokenizer alone: trained in a moment on prose that ships with Python."""
         make = sentencepiece_like if self.architecture in _SENTENCEPIECE else byte_level
         return with_pad_token(make(vocab_size=self.vocab_size, max_length=self.max_positions), name=self.name)
 

@@ -17,13 +17,14 @@ import torch
 
 from editeval.benchmarks import edit_quality
 from editeval.benchmarks.edit_quality import EditQuality
-from editeval.benchmarks.edit_questions import answer_phrase
+from editeval.benchmarks.edit_questions import answer_phrase, ngram_entropy
 from editeval.inference.edited import ContinuationScore, EditedModel
 from editeval.interfaces import Benchmark
 from editeval.types import ConfigError, EditRequest, Evaluation, Measurement, Probe
 from tests.benchmarks.conftest import context_of, large_edit
 
 LIKELY, UNLIKELY = -0.1, -3.0
+QUALITY = EditQuality(max_new_tokens=12, fluency_tokens=20, fluency_facts=0)
 
 
 class Parrot:
@@ -98,7 +99,7 @@ EDITED = {
 
 def measure(model: Any, folder: Path, edited: Sequence[EditRequest] = (ROME, LIMA), **more: Any) -> Evaluation:
     context = context_of(folder, edited=edited, num_edits=len(edited), **more)
-    return EditQuality(max_new_tokens=12).evaluate(cast(EditedModel, model), context)
+    return QUALITY.evaluate(cast(EditedModel, model), context)
 
 
 def of(evaluation: Evaluation, metric: str, protocol: str) -> Measurement:
@@ -153,6 +154,41 @@ def test_prompts_about_an_edited_subject_are_set_apart(tmp_path: Path) -> None:
     alone = measure(Parrot(BASE, changed), tmp_path, [LIMA])  # as long as Rome is not edited, it is a neighbour like any other
     assert of(alone, "locality", "generation").value == 0.5
     assert not any(found.metric == "locality_conflict" for found in alone.measurements)
+
+
+def test_inflation_is_what_teacher_forcing_adds_fact_by_fact(tmp_path: Path) -> None:
+    # The new target's first word alone is said: half its tokens are right when forced, nothing is when written freely.
+    evaluation = measure(Parrot(BASE, EDITED | {"Rome is the capital of": " New York"}), tmp_path, [ROME])
+    inflation = of(evaluation, "inflation", "teacher_forced_minus_generation")
+    assert (inflation.value, inflation.n, inflation.higher_is_better) == (0.5, 1, False)
+    forced, written = of(evaluation, "efficacy", "teacher_forced"), of(evaluation, "efficacy", "generation")
+    assert inflation.value == forced.value - written.value
+
+
+def test_entropy_of_ngrams_is_zero_for_one_word_again_and_again_and_log2_for_all_different() -> None:
+    assert ngram_entropy("again again again again again") == 0.0
+    words = "one two three four five six seven eight nine ten"
+    assert ngram_entropy(words) == pytest.approx(math.log2(9) / 3 + 2 * math.log2(8) / 3)
+    assert ngram_entropy("a b a b a b") == pytest.approx((-0.6 * math.log2(0.6) - 0.4 * math.log2(0.4)) / 3 + 2 / 3)
+    assert ngram_entropy("word") == ngram_entropy("") == 0.0
+
+
+def test_fluency_is_the_entropy_of_longer_texts_of_a_fixed_sample(tmp_path: Path) -> None:
+    facts = [replace(ROME, request_id=f"fact/{number}", subject=f"City{number}") for number in range(6)]
+    texts = {fact.full_prompt: " round and round and round" if number % 2 else " it goes on" for number, fact in enumerate(facts)}
+    quality = replace(QUALITY, fluency_facts=3)
+
+    def records(edited: Sequence[EditRequest]) -> dict[str, float]:
+        context = context_of(tmp_path, edited=edited, num_edits=len(edited))
+        evaluation = quality.evaluate(cast(EditedModel, Parrot(BASE, texts)), context)
+        found = [record for record in evaluation.samples if record["metric"] == "fluency"]
+        assert of(evaluation, "fluency", "generation").value == fmean(record["entropy"] for record in found)
+        assert all(record["entropy"] == ngram_entropy(record["generated"][0]) for record in found)
+        return {record["request_id"]: record["entropy"] for record in found}
+
+    assert len(records(facts)) == 3
+    assert records(facts) == records(facts[::-1])
+    assert set(records(facts[:2])) == {"fact/0", "fact/1"}
 
 
 def test_portability_is_measured_where_there_is_a_question(tmp_path: Path) -> None:
@@ -234,26 +270,26 @@ def test_answer_phrase_ends_at_punctuation_that_ends_a_phrase() -> None:
 
 
 def test_settings_name_what_the_numbers_depend_on() -> None:
-    assert EditQuality(max_new_tokens=12).settings() != EditQuality(max_new_tokens=13).settings()
-    assert EditQuality(max_new_tokens=12).depends_on_requests
-    assert isinstance(EditQuality(max_new_tokens=12), Benchmark)
+    assert QUALITY.settings() != replace(QUALITY, max_new_tokens=13).settings()
+    assert QUALITY.depends_on_requests
+    assert isinstance(QUALITY, Benchmark)
 
 
 def test_a_bound_below_one_token_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"max_new_tokens=0 must be at least 1"):
-        EditQuality(max_new_tokens=0)
+        replace(QUALITY, max_new_tokens=0)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
 def test_tiny_model_agrees_with_itself_until_it_is_edited(architecture: str, tiny: Callable[[str], EditedModel], tmp_path: Path) -> None:
     model = tiny(architecture)
     facts = [replace(ROME, request_id=f"{subject}", subject=subject) for subject in ("Rome", "Oslo", "Lagos")]
-    before = EditQuality(max_new_tokens=6).evaluate(model, context_of(tmp_path, planned=facts))
+    before = replace(QUALITY, max_new_tokens=6).evaluate(model, context_of(tmp_path, planned=facts))
     for protocol in ("generation", "teacher_forced"):
         assert of(before, "locality", protocol).value == 1.0
     model.apply(large_edit(model))
     digest, python_state, torch_state = model.weights_digest(), random.getstate(), torch.get_rng_state()
-    after = EditQuality(max_new_tokens=6).evaluate(model, context_of(tmp_path, edited=facts, num_edits=1))
+    after = replace(QUALITY, max_new_tokens=6).evaluate(model, context_of(tmp_path, edited=facts, num_edits=1))
     assert of(after, "locality", "teacher_forced").value < 1.0
     assert of(after, "efficacy_log_prob", "probability").value != of(before, "efficacy_log_prob", "probability").value
     assert model.weights_digest() == digest

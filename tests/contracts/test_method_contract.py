@@ -80,13 +80,15 @@ class Bench:
 @pytest.fixture(scope="session")
 def bench_for(compose_config: Callable[..., DictConfig], cache_dir: Path) -> Callable[[str, str], Bench]:
     models: dict[str, LanguageModel] = {}
+    methods: dict[tuple[str, str], EditMethod] = {}  # frozen; a trained one keeps the rows that it read
 
     def make(method_name: str, model_name: str) -> Bench:
-        config = compose_config(f"method={method_name}", f"model={model_name}", "corpus.tokens=2000")
-        if model_name not in models:
-            models[model_name] = build(config.model, "model", ModelSource).load()
-        model = EditedModel(models[model_name])
-        method = build(config.method, "method", EditMethod)
+        if (method_name, model_name) not in methods:
+            config = compose_config(f"method={method_name}", f"model={model_name}", "corpus.tokens=2000")
+            if model_name not in models:
+                models[model_name] = build(config.model, "model", ModelSource).load()
+            methods[method_name, model_name] = build(config.method, "method", EditMethod)
+        model, method = EditedModel(models[model_name]), methods[method_name, model_name]
         method.check(models[model_name].description)
         cache = Cache(cache_dir)
         return Bench(model, method, method.prepare(model, cache, SilentProgress()), cache)
@@ -253,5 +255,5 @@ def test_11_the_first_edit_is_still_measured_after_the_last(bench: Bench) -> Non
 
     bench.edit(*REQUESTS)
     context = EvaluationContext(num_edits=len(REQUESTS), edited=REQUESTS, planned=REQUESTS, seed=0, cache=bench.cache)
-    evaluation = EditQuality(max_new_tokens=4).evaluate(bench.model, context)
+    evaluation = EditQuality(max_new_tokens=4, fluency_tokens=1, fluency_facts=0).evaluate(bench.model, context)
     assert {sample["request_id"] for sample in evaluation.samples} == {request.request_id for request in REQUESTS}

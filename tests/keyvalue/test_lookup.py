@@ -16,7 +16,7 @@ ARCHITECTURES = ("gpt2", "llama")  # byte-level without BOS; SentencePiece-like 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def tokenizer(request: pytest.FixtureRequest, cache_dir: Path) -> PreTrainedTokenizerFast:
-    return TinyModel(name="tiny", architecture=request.param, cache_dir=cache_dir)._tokenizer()
+    return TinyModel(name="tiny", architecture=request.param, cache_dir=cache_dir).tokenizer()
 
 
 def text_up_to_subject(tokenizer: PreTrainedTokenizerFast, located: Located) -> str:
@@ -77,7 +77,7 @@ def test_a_subject_that_stands_twice_is_found_where_the_template_says(tokenizer:
 
 
 def test_a_beginning_token_stands_once_before_the_prompt(cache_dir: Path) -> None:
-    tokenizer = TinyModel(name="tiny", architecture="llama", cache_dir=cache_dir)._tokenizer()
+    tokenizer = TinyModel(name="tiny", architecture="llama", cache_dir=cache_dir).tokenizer()
     assert leading_special_ids(tokenizer) == (tokenizer.bos_token_id,)
     located = locate(tokenizer, "{} is", "Rome", target="old", context="Therefore. {}")
     assert located.token_ids[0] == tokenizer.bos_token_id

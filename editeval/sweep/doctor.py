@@ -1,0 +1,272 @@
+"""`python -m editeval doctor <overrides>`: what a run will need and what is missing for it, before anything is loaded.
+
+    python -m editeval doctor model=llama2-7b method=memit dataset=counterfact num_edits=100
+    python -m editeval doctor --offline model=gpt2-xl paths.data=/local/mirror     # on a node without network
+
+Nothing is downloaded and no weights are read: memory, disk and operations follow from shapes, and the run's own checks are made with
+the hub switched off, so what they find is on this machine. Without `--offline` a file that the run would fetch is a note; with it, or
+where an account must accept a licence first, it is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from omegaconf import DictConfig
+
+from editeval.experiment import build, rungs_of
+from editeval.files import Cache
+from editeval.interfaces import Benchmark, EditDataset, EditMethod, ModelSource, Predictable
+from editeval.models.load import DTYPES, description_of
+from editeval.models.shapes import is_gated, published_config, weight_bytes
+from editeval.runner.loggers import has_wandb_account
+from editeval.sweep.estimate import read_history
+from editeval.types import ConfigError, EditevalError, Footprint, ModelDescription, Workload
+
+Result = TypeVar("Result")
+
+GIB = 1 << 30
+CONTEXT_BYTES = 600 << 20  # what CUDA and its libraries take before the first tensor
+EVALUATION_WIDTHS = 6  # states of one layer that a forward pass of the engine holds at once, a position
+EFFICIENCY = 0.5  # of the speed of a large product, what small ones reach
+ABSENT_GPU_OPERATIONS = 5e13  # a second, where a GPU is planned for that is not here (half of an A100's published bf16 rate, or less)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Predicted needs of a run, in bytes and seconds. `device` holds what lies on the model's device, by what it is for."""
+
+    device: Mapping[str, int]
+    host: int
+    disk: int
+    seconds_per_edit: float
+    seconds_once: float
+    seconds_from: str
+
+    @property
+    def device_bytes(self) -> int:
+        """The predicted peak on the model's device."""
+        return sum(self.device.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that was looked at: `kind` is ok, note or missing."""
+
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnosis:
+    """The plan (None where a wrong setting prevents one) and all findings."""
+
+    plan: Plan | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def ready(self) -> bool:
+        """Whether nothing that is needed is missing."""
+        return all(finding.kind != "missing" for finding in self.findings)
+
+    def lines(self) -> list[str]:
+        """Return the report for people."""
+        plan = [] if self.plan is None else _plan_lines(self.plan)
+        verdict = "ready" if self.ready else "NOT ready: " + str(sum(finding.kind == "missing" for finding in self.findings)) + " missing"
+        return [*plan, *(f"{finding.kind:8}{finding.text}" for finding in self.findings), verdict]
+
+
+def diagnose(config: DictConfig, *, offline: bool) -> Diagnosis:
+    """Look at everything that a composed config needs. The hub must be switched off (HF_HUB_OFFLINE) so that nothing is fetched."""
+    findings: list[Finding] = []
+    source = _checked(findings, "model", lambda: build(config.model, "model", ModelSource))
+    method = _checked(findings, "method", lambda: build(config.method, "method", EditMethod))
+    plan: Plan | None = None
+    if source is not None:
+        findings += _model_files(source, offline=offline)
+        shape = _checked(findings, "shape of the model", lambda: _shape(source))
+        if shape is not None and method is not None:
+            _checked(findings, "settings of the method", lambda: method.check(shape[0]))
+            plan = _checked(findings, "plan", lambda: plan_of(config, method, *shape))
+            findings += _statistics(config, source, method, shape[0])
+    away = "missing" if offline else "note"
+    for name, group in (("dataset", {"": config.dataset}), ("benchmark", config.get("benchmark") or {})):
+        kind: type[Any] = EditDataset if name == "dataset" else Benchmark
+        for key, node in group.items():
+            where = f"{name}.{key}" if key else name
+            _checked(findings, where, lambda node=node, where=where, kind=kind: build(node, where, kind).check(), problem=away)  # type: ignore[misc]
+    findings += _wandb(config)
+    if plan is not None:
+        findings += _room(config, plan)
+    return Diagnosis(plan=plan, findings=tuple(findings))
+
+
+def plan_of(config: DictConfig, method: EditMethod, model: ModelDescription, weights: int) -> Plan:
+    """Predict the needs of a run of `method` on a model of this shape, whose weights take `weights` bytes."""
+    element = _element_bytes(config)
+    needs = Footprint()
+    if isinstance(method, Predictable):
+        needs = method.footprint(model, Workload(element_bytes=element, batch_size=int(config.batch_size)))
+    evaluating = int(config.engine.batch_tokens) * (EVALUATION_WIDTHS * model.hidden_size + 3 * model.intermediate_size) * element
+    evaluating += model.vocab_size * 4 * 256  # logits of a few hundred scored positions at once
+    phases = {**needs.peak_bytes, "evaluating": evaluating}
+    largest = max(phases, key=lambda name: phases[name])
+    held = {name: size for name, size in needs.held_bytes.items() if size}
+    on_gpu = _wants_gpu(config)
+    device = {"weights": weights, **held, largest: phases[largest], **({"CUDA itself": CONTEXT_BYTES} if on_gpu else {})}
+    edits = rungs_of(config.num_edits)[-1]
+    seconds, origin = _seconds(config, needs.edit_operations, gpu=on_gpu)
+    rate, _ = _rate(gpu=on_gpu)
+    return Plan(
+        device=device,
+        host=needs.host_bytes + (weights if on_gpu else 0),
+        disk=needs.disk_bytes + edits * needs.journal_bytes,
+        seconds_per_edit=seconds,
+        seconds_once=needs.once_operations / rate,
+        seconds_from=origin,
+    )
+
+
+# -- what is looked at -----------------------------------------------------------------------------------------------------
+
+
+def _checked(findings: list[Finding], what: str, call: Callable[[], Result], *, problem: str = "missing") -> Result | None:
+    """Return the call's result, and note its success or its error under `what`."""
+    try:
+        result = call()
+    except EditevalError as error:
+        kind = "missing" if isinstance(error, ConfigError) and problem == "missing" else problem
+        findings.append(Finding(kind=kind, text=f"{what}: {error}"))
+        return None
+    findings.append(Finding(kind="ok", text=what))
+    return result
+
+
+def _shape(source: ModelSource) -> tuple[ModelDescription, int]:
+    """Return the model's shape and the bytes of its weights, from local files or from what is published."""
+    element = torch.tensor([], dtype=DTYPES[getattr(source, "dtype", "float32")]).element_size()
+    published = published_config(getattr(source, "name_or_path", ""))
+    config = published if published is not None else source.config()  # type: ignore[attr-defined]
+    return description_of(getattr(source, "name", "model"), config), weight_bytes(config, element_bytes=element)
+
+
+def _model_files(source: ModelSource, *, offline: bool) -> list[Finding]:
+    name = getattr(source, "name_or_path", "")
+    missing = source.missing_files() if hasattr(source, "missing_files") else ()
+    if not missing:
+        return [Finding(kind="ok", text="model files are on this machine")]
+    if is_gated(name):
+        advice = f"accept the licence at https://huggingface.co/{name}, `hf auth login`, then `hf download {name}`"
+        return [Finding(kind="missing", text=f"model files {', '.join(missing)}: gated; {advice}")]
+    kind = "missing" if offline else "note"
+    return [Finding(kind=kind, text=f"model files {', '.join(missing)}: fetched by the first run; no network there: `hf download {name}`")]
+
+
+def _statistics(config: DictConfig, source: ModelSource, method: EditMethod, model: ModelDescription) -> list[Finding]:
+    """Say whether the key statistics are in the cache; they are computed where they are not."""
+    missing_of = getattr(method, "missing_statistics", None)
+    if missing_of is None:
+        return []
+    fingerprint = source.known_fingerprint() if hasattr(source, "known_fingerprint") else None
+    missing = missing_of(model, fingerprint, Cache(Path(config.paths.cache)))
+    if not missing:
+        return [Finding(kind="ok", text="key statistics")]
+    why = "the weights were never read here, so whose they are is not known" if fingerprint is None else ", ".join(missing)
+    return [Finding(kind="note", text=f"key statistics of {len(missing)} maps are computed by the first run ({why})")]
+
+
+def _wandb(config: DictConfig) -> list[Finding]:
+    node = (config.get("logger") or {}).get("wandb")
+    if node is None:
+        return []
+    if has_wandb_account():
+        return [Finding(kind="ok", text="W&B account")]
+    kind = "missing" if node.get("mode") == "online" else "note"
+    return [Finding(kind=kind, text="no W&B account: rows stay on disk until `wandb login` and `python -m editeval sync`")]
+
+
+def _room(config: DictConfig, plan: Plan) -> list[Finding]:
+    """Compare the plan with what this machine has."""
+    findings: list[Finding] = []
+    if _wants_gpu(config) and not torch.cuda.is_available():
+        findings.append(Finding(kind="missing", text=f"model.device={config.model.get('device')}: torch sees no GPU here"))
+    elif _wants_gpu(config):
+        free = sum(torch.cuda.mem_get_info(number)[0] for number in range(torch.cuda.device_count()))
+        findings.append(_compared("GPU memory", plan.device_bytes, free))
+    host = plan.host if _wants_gpu(config) else plan.host + plan.device_bytes
+    findings.append(_compared("memory", host, _memory()))
+    for name in ("cache", "runs"):
+        folder = next(path for path in (Path(config.paths[name]).absolute(), *Path(config.paths[name]).absolute().parents) if path.exists())
+        findings.append(_compared(f"disk of paths.{name}", plan.disk, shutil.disk_usage(folder).free))
+    return findings
+
+
+def _compared(what: str, needed: int, free: int) -> Finding:
+    kind = "ok" if needed <= free else "missing"
+    return Finding(kind=kind, text=f"{what}: {_size(needed)} of {_size(free)}")
+
+
+def _memory() -> int:
+    """Return the bytes of memory that can be had without swapping."""
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").exists() else []:
+        if line.startswith("MemAvailable"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+# -- numbers ---------------------------------------------------------------------------------------------------------------
+
+
+def _wants_gpu(config: DictConfig) -> bool:
+    """Return whether the model will lie on a GPU: asked for, or found by `auto`."""
+    device = str(config.model.get("device") or "auto")
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+
+
+def _element_bytes(config: DictConfig) -> int:
+    return torch.tensor([], dtype=DTYPES[str(config.model.get("dtype") or "float32")]).element_size()
+
+
+def _seconds(config: DictConfig, operations: float, *, gpu: bool) -> tuple[float, str]:
+    """Return seconds an edit, from earlier runs of this pair where there are some, and where the number comes from."""
+    measured = read_history(Path(config.paths.runs)).edit_seconds.get((str(config.model.name), str(config.method.name)))
+    if measured is not None:
+        return measured, "median of earlier runs here"
+    rate, origin = _rate(gpu=gpu)
+    return operations / rate, origin
+
+
+def _rate(*, gpu: bool) -> tuple[float, str]:
+    """Return floating-point operations a second that edits reach, and how that is known."""
+    if gpu and not torch.cuda.is_available():
+        return EFFICIENCY * ABSENT_GPU_OPERATIONS, "operations, at an assumed speed"
+    device, size = ("cuda", 4096) if gpu else ("cpu", 512)
+    matrix = torch.ones(size, size, device=device)
+    best = float("inf")
+    for _ in range(20):
+        start = time.perf_counter()
+        float((matrix @ matrix)[0, 0])
+        best = min(best, time.perf_counter() - start)
+    return EFFICIENCY * 2 * size**3 / best, "operations, at a speed measured now"
+
+
+def _plan_lines(plan: Plan) -> list[str]:
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in plan.device.items())
+    once = f"; getting ready about {plan.seconds_once:.0f} s, once" if plan.seconds_once >= 1 else ""
+    return [
+        f"memory on the model's device: {_size(plan.device_bytes)} ({parts})",
+        f"memory of the host beside it: {_size(plan.host)}",
+        f"disk: {_size(plan.disk)} (statistics and journal)",
+        f"seconds per edit: about {plan.seconds_per_edit:.2g} ({plan.seconds_from}){once}",
+    ]
+
+
+def _size(number: int) -> str:
+    return f"{number / GIB:.1f} GiB" if number >= GIB // 10 else f"{number / (1 << 20):.1f} MiB"

@@ -1,0 +1,127 @@
+"""The doctor predicts what a run takes and finds what it lacks, before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch.profiler import ProfilerActivity, profile
+
+from editeval.__main__ import main
+from editeval.experiment import build
+from editeval.files import Cache
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import EditMethod, ModelSource, Predictable
+from editeval.models.shapes import published_config, weight_bytes
+from editeval.sweep.doctor import diagnose
+from editeval.types import EditRequest, SilentProgress, Workload
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+GIGABYTE = 10**9
+EDITS = "benchmark=[edit-quality]"  # the benchmarks of lm-eval take seconds to look at
+REQUEST = EditRequest(request_id="a", prompt="The mother tongue of {} is", subject="Danielle Darrieux", target_new="English")
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.mark.parametrize(("method", "gigabytes"), [("rome", 24), ("memit", 40)])
+def test_llama2_7b_in_bfloat16_fits_by_plan(compose_config: Compose, method: str, gigabytes: int) -> None:
+    plan = diagnose(compose_config("model=llama2-7b", f"method={method}", "+model.device=cuda", EDITS), offline=False).plan
+    assert plan is not None
+    assert 13 * GIGABYTE < plan.device_bytes < gigabytes * GIGABYTE
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),  # counted from the published checkpoints
+    [
+        ("meta-llama/Llama-2-7b-hf", 6_738_415_616),
+        ("openai-community/gpt2-xl", 1_557_611_200),
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+        ("Qwen/Qwen2.5-7B", 7_615_616_512),
+        ("builtin:smollm2-135m", 134_515_008),
+    ],
+)
+def test_published_shapes_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
+    config = published_config(name)
+    assert config is not None
+    assert weight_bytes(config, element_bytes=2) == pytest.approx(2 * parameters, rel=1e-3)
+
+
+def test_every_pretrained_model_of_conf_has_a_published_shape() -> None:
+    for path in (CONF / "model").glob("*.yaml"):
+        node = OmegaConf.load(path)
+        if "name_or_path" in node and not OmegaConf.is_missing(node, "name_or_path"):
+            assert published_config(node.name_or_path) is not None, path.name
+
+
+@pytest.mark.parametrize("model", ["tiny-gpt2", "tiny-llama"])
+def test_an_edit_takes_the_predicted_memory_within_a_factor_of_two(compose_config: Compose, cache_dir: Path, model: str) -> None:
+    """Peak of tensors alive beyond what was there before, as torch's allocator counts it, against the largest predicted phase."""
+    config = compose_config(f"model={model}", "method=rome", "corpus.tokens=2000")
+    lm = build(config.model, "model", ModelSource).load()
+    method = build(config.method, "method", EditMethod)
+    assert isinstance(method, Predictable)
+    predicted = max(method.footprint(lm.description, Workload(element_bytes=4, batch_size=1)).peak_bytes.values())
+    edited = EditedModel(lm)
+    editor = method.prepare(edited, Cache(cache_dir), SilentProgress())
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        edited.apply(editor.edit([REQUEST], seed=0))
+    alive = peak = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    assert predicted / 2 < peak < predicted * 2
+
+
+def test_weights_are_predicted_to_a_thousandth(compose_config: Compose) -> None:
+    config = compose_config("model=tiny-llama", EDITS)
+    plan = diagnose(config, offline=True).plan
+    assert plan is not None
+    parameters = build(config.model, "model", ModelSource).load().module.parameters()
+    measured = sum(parameter.untyped_storage().nbytes() for parameter in parameters)
+    assert plan.device["weights"] == pytest.approx(measured + (1 << 16), rel=1e-3)
+
+
+def test_an_offline_run_from_the_package_alone_is_ready(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--offline", "model=tiny-gpt2", "benchmark=[edit-quality]", f"paths.cache={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("memory on the model's device", "disk", "seconds per edit", "ready"):
+        assert word in printed
+
+
+def test_a_gated_model_and_data_that_are_not_here_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["model=llama2-7b", "dataset=counterfact", EDITS, f"paths.data={tmp_path}", f"paths.cache={tmp_path}"]
+    assert main(["doctor", *overrides]) == 1
+    printed = capsys.readouterr().out
+    assert "accept the licence at https://huggingface.co/meta-llama/Llama-2-7b-hf" in printed
+    assert "dataset: " in printed
+    assert "key statistics" in printed
+
+
+def test_what_a_first_run_would_fetch_is_a_note_with_network_and_missing_without(compose_config: Compose) -> None:
+    config = compose_config("model=pythia-160m", "benchmark=[edit-quality]")
+    with_network, without = diagnose(config, offline=False), diagnose(config, offline=True)
+    assert with_network.ready
+    assert not without.ready
+    assert [finding.kind for finding in without.findings if "model files" in finding.text] == ["missing"]
+
+
+def test_a_gpu_that_is_planned_for_and_not_there_is_missing(compose_config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    diagnosis = diagnose(compose_config("model=tiny-gpt2", "+model.device=cuda", EDITS), offline=False)
+    assert any(finding.kind == "missing" and "GPU" in finding.text for finding in diagnosis.findings)
+
+
+def test_online_tracking_without_an_account_is_missing(compose_config: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    kinds = {}
+    for mode in ("auto", "online"):
+        config = compose_config("model=tiny-gpt2", "logger=[wandb]", f"logger.wandb.mode={mode}", "benchmark=[edit-quality]")
+        kinds[mode] = [finding.kind for finding in diagnose(config, offline=False).findings if "W&B" in finding.text]
+    assert kinds == {"auto": ["note"], "online": ["missing"]}

@@ -1,0 +1,79 @@
+"""Whole runs of methods whose edits stand beside the weights: killed, continued, verified, reloaded, exported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from editeval.edits.delta_files import load_deltas
+from editeval.experiment import RunResult, run
+from editeval.files import read_jsonl
+from editeval.interfaces import Callback, RunState
+from editeval.revisit import export, load_edited, load_exported, verify
+from editeval.types import EditevalError, EditRequest
+
+METHODS = ("grace",)
+PROMPTS = ["The capital of France is", "The mother tongue of Danielle Darrieux is", "Yes"]
+Configured = Callable[..., DictConfig]
+
+
+class KilledError(Exception):
+    """Stands for a kill: nothing after it runs."""
+
+
+class KillAt(Callback):
+    """Dies when the given edit begins."""
+
+    def __init__(self, edit: int) -> None:
+        self.left = edit
+
+    def on_edit_start(self, state: RunState, requests: Sequence[EditRequest]) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise KilledError
+
+
+@pytest.fixture
+def configured(compose_config: Callable[..., DictConfig]) -> Configured:
+    def compose(method: str, runs: Path) -> DictConfig:
+        fixed = ("debug=tiny", "model=tiny-gpt2", "num_edits=[1,3]", "callback=silent", "logger=[]")
+        measured = ("benchmark=[edit-quality]", "benchmark.edit-quality.max_new_tokens=3")
+        return compose_config(*fixed, *measured, f"method={method}", f"paths.runs={runs}")
+
+    return compose
+
+
+def numbers(result: RunResult) -> list[tuple[object, ...]]:
+    return [(score.num_edits, score.name, repr(score.value), score.state_digest) for score in result.scores]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_run_replays_its_adapter_and_ends_like_an_unbroken_one(configured: Configured, tmp_path: Path, method: str) -> None:
+    unbroken = run(configured(method, tmp_path / "unbroken"))
+    with pytest.raises(KilledError):
+        run(configured(method, tmp_path / "killed"), KillAt(3))
+    resumed = run(configured(method, tmp_path / "killed"))
+    assert numbers(resumed) == numbers(unbroken)
+    assert resumed.final_digest == unbroken.final_digest
+    logged = [row["weights_digest"] for row in read_jsonl(unbroken.run_dir / "edits.jsonl")[0]]
+    assert len(set(logged)) == 3
+    assert verify(resumed.run_dir).passed
+    model = load_edited(resumed.run_dir)
+    assert model.weights_digest() == logged[-1]
+    assert load_edited(resumed.run_dir, num_edits=1).weights_digest() == logged[0]
+
+    folder = export(resumed.run_dir, tmp_path / "exported")
+    again = load_exported(folder)
+    assert again.generate(PROMPTS, max_new_tokens=5) == model.generate(PROMPTS, max_new_tokens=5)
+    assert again.score(PROMPTS, [" Rome"] * 3) == model.score(PROMPTS, [" Rome"] * 3)
+
+
+def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EditevalError, match=r"holds no editeval\.json"):
+        load_exported(tmp_path)
+    (tmp_path / "adapter.json").write_text("[{}]")
+    with pytest.raises(EditevalError, match="export again"):
+        load_deltas(tmp_path / "adapter")
