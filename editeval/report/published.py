@@ -33,7 +33,7 @@ class PublishedRow:
     @property
     def protocol(self) -> str:
         """How it was scored."""
-        return "generation" if self.benchmark in GENERATED else "likelihood"
+        return "generative" if self.benchmark in GENERATED else "likelihood"
 
 
 @cache

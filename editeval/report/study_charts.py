@@ -35,6 +35,7 @@ def charts(series: Sequence[Series], known: Studies) -> tuple[Chart, ...]:
     found += [_safety_chart(model, mine, colours) for model, mine in by_model.items()]
     found += [_retention_chart(model, mine) for model, mine in by_model.items()]
     found += [_monitor_chart(model, mine, colours) for model, mine in by_model.items()]
+    found += [_artefact_chart(model, method, series) for model in models for method in dict.fromkeys(_base(one) for one in series)]
     return tuple(chart for chart in found if chart is not None and chart.panels)
 
 
@@ -99,6 +100,26 @@ def _safety_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int]
     panels += [_score_panel(column, mine, colours) for column in columns]
     caption = f"{BANDS} A change counts only where mean ability is still there: a broken model gives one answer to everything. {PUBLISHED}"
     return _chart("rq5", model, f"{model}: safety", panels, caption)
+
+
+# -- artefacts -------------------------------------------------------------------------------------------------------------
+
+
+def _artefact_chart(model: str, method: str, series: Sequence[Series]) -> Chart | None:
+    """One method under several settings: what of a result is the method's, and what that of one code's way to run it."""
+    mine = [one for one in series if one.model == model and _base(one) == method]
+    if len({one.method for one in mine}) < 2:
+        return None
+    apart = {name: place for place, name in enumerate(dict.fromkeys(one.method for one in mine))}
+    panels = [*_quality_panels(mine, apart), _mean_panel(mine, apart)]
+    norms = [_plain_curve(one, _norms(one), apart[one.method]) for one in mine]
+    panels.append(Panel(title="norm of edited weights", unit="times unedited", curves=_drawn(norms), share=False, log=True))
+    caption = f"{BANDS} The same model and facts; the curves' names say in which settings the runs differ."
+    return _chart("artefacts", f"{model}-{method}", f"{model}: {method} under several settings", panels, caption)
+
+
+def _base(one: Series) -> str:
+    return one.runs[0].method
 
 
 # -- retention, monitors ---------------------------------------------------------------------------------------------------

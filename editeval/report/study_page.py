@@ -43,6 +43,7 @@ QUESTIONS = {
     "rq5": ("RQ5", "What becomes of safety?"),
 }
 MORE = {
+    "artefacts": ("Settings", "Is it the method, or how a code runs it?"),
     "retention": ("Retention", "Which edits are still there?"),
     "monitors": ("Early warnings", "What shows damage before a benchmark does?"),
 }

@@ -19,7 +19,7 @@ NUM_EDITS, BENCHMARK, LADDER = "num_edits", "benchmark", "ladder"
 FOLDED = (NUM_EDITS, BENCHMARK, LADDER)
 
 # What changes how a run is done but not the trajectory: launches that differ in these alone continue each other.
-_NOT_TRAJECTORY = re.compile(r"^[+~]*(num_edits|benchmark|ladder|callback|logger|engine|hydra)(\W|$)")
+_NOT_TRAJECTORY = re.compile(r"^[+~]*(num_edits|benchmark|ladder|callback|logger|engine|hydra|sweep)(\W|$)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,7 +89,7 @@ def harness(run: PlantedRun, benchmark: Planted, rung: int) -> Evaluation:
         samples.append({**record, "metrics": {"acc": float(passed[item])}, **said})
     value = float(passed.mean())
     error = float(np.sqrt(value * (1 - value) / benchmark.n))
-    protocol = "generation" if benchmark.generated else "likelihood"
+    protocol = "generative" if benchmark.generated else "likelihood"
     chance = benchmark.chance or None
     measurement = Measurement(task=benchmark.name, metric="acc", protocol=protocol, value=value, n=benchmark.n, stderr=error, chance=chance)
     return Evaluation(measurements=(measurement,), samples=tuple(samples))

@@ -123,11 +123,11 @@ def test_published_rows_are_the_papers_and_their_doubts_are_noted() -> None:
 
 
 def test_a_published_curve_is_only_for_the_same_cell() -> None:
-    found = published_curve("llama2-7b", "rome", "counterfact", "gsm8k", "generation")
+    found = published_curve("llama2-7b", "rome", "counterfact", "gsm8k", "generative")
     assert [row.num_edits for row in found] == [0, 1, 5, 10, 20, 50, 100]
     assert not published_curve("llama2-7b", "rome", "counterfact", "mmlu", "likelihood")  # it was scored by generation
-    assert not published_curve("llama2-7b", "rome", "zsre", "gsm8k", "generation")
-    assert not published_curve("smollm2-135m", "rome", "counterfact", "gsm8k", "generation")
+    assert not published_curve("llama2-7b", "rome", "zsre", "gsm8k", "generative")
+    assert not published_curve("smollm2-135m", "rome", "counterfact", "gsm8k", "generative")
 
 
 def test_published_numbers_are_drawn_apart_and_never_averaged_with_ours(folders: list[Path]) -> None:
@@ -142,6 +142,24 @@ def test_published_numbers_are_drawn_apart_and_never_averaged_with_ours(folders:
     rome = next(one for one in series if one.method == "rome")
     assert ours.points[0].y == pytest.approx(sum(run.table.cells[(0, column)].value for run in rome.runs) / 2)
     assert "published" in chart_csv(chart)
+
+
+def test_settings_of_one_method_are_compared_in_one_chart(tmp_path: Path) -> None:
+    planted = {True: falls_at(5), False: keeps(1.0)}  # all edits in the model, and the last one alone
+    runs = [
+        PlantedRun(
+            method="mend", settings={"accumulate": on}, benchmarks=(Planted(name="mmlu", kept=kept),), efficacy=keeps(0.9 if on else 0.0)
+        )
+        for on, kept in planted.items()
+    ]
+    known = studies()
+    found = charts(series_of(read_study([write_run(tmp_path, run) for run in runs], known), known), known)
+    (chart,) = [chart for chart in found if chart.question == "artefacts"]
+    mean = next(panel for panel in chart.panels if isinstance(panel, Panel) and panel.title.startswith("mean ability"))
+    last = {curve.label: curve.points[-1].y for curve in mean.curves}
+    assert last["mend (accumulate=False)"] == 1
+    assert last["mend (accumulate=True)"] < 0.2
+    assert chart.panels[0].title.startswith("efficacy")
 
 
 # -- drawing ---------------------------------------------------------------------------------------------------------------
