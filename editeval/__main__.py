@@ -63,6 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", type=Path, nargs="+", help="folders of runs, or folders that hold them")
     report.add_argument("--to", type=Path, default=None, help="folder to write (default: report/ in the run's folder, or beside the runs)")
     report.add_argument("--each", action="store_true", help="of many runs, write each run's own page too")
+    report.add_argument("--wandb", default=None, metavar="ENTITY/PROJECT", help="make a W&B report too (offline: its specification)")
     report.add_argument("--names", type=Path, default=None, help="pairs, families and aspects (default: editeval/report/studies.yaml)")
     report.set_defaults(command=_report)
 
@@ -161,15 +162,15 @@ def _report(options: argparse.Namespace) -> int:
     from editeval.report.study_build import write_study
 
     folders = [folder for given in options.runs for folder in _runs(given)]
-    if len(folders) == 1:
+    if len(folders) == 1 and options.wandb is None:
         print(run_report(folders[0], to=options.to).html)  # noqa: T201
         return 0
     for folder in folders if options.each else []:
         print(run_report(folder).html)  # noqa: T201
-    files = write_study(folders, options.to or options.runs[0] / "report", names=options.names or STUDIES_FILE)
+    files = write_study(folders, options.to or options.runs[0] / "report", names=options.names or STUDIES_FILE, wandb=options.wandb)
     for verdict in files.verdicts:
         print(f"{verdict.key:6} {verdict.outcome:9} {verdict.reason}")  # noqa: T201
-    print(files.html)  # noqa: T201
+    print("\n".join(filter(None, (str(files.html), files.wandb))))  # noqa: T201
     return 0
 
 

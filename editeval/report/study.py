@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from editeval.types import EditevalError, Score
 
 STUDIES_FILE = Path(__file__).with_name("studies.yaml")
 NOT_ABILITY = RAISED_BY_EDITS | {"locality", "neighborhood_success", "locality_conflict", "target_probability", "gold_probability"}
+MAX_CHANGED = 60  # items of one task or metric of a run that are kept for looking at
 MATRIX_METRIC = "efficacy"
 MATRIX_PROTOCOL = "generation"
 
@@ -221,9 +223,13 @@ def _keep_retention(run: Run, rung: int, records: Sequence[Record]) -> None:
 def _changed(benchmark: str, before: Sequence[Record], after: Sequence[Record]) -> list[Answered]:
     """Return items that changed, and every fact, with what the unedited model answered to the same."""
     earlier = {_identity(record): record for record in before}
-    found = []
+    found: list[Answered] = []
+    counts: Counter[str] = Counter()
     for record in after:
         old = earlier.get(_identity(record))
+        kept = f"{record.get('task')}{record.get('metric')}"
+        if counts[kept] >= MAX_CHANGED:
+            continue
         now, then = _verdict(record), None if old is None else _verdict(old)
         if old is None or now is None or then is None:
             continue
@@ -232,6 +238,7 @@ def _changed(benchmark: str, before: Sequence[Record], after: Sequence[Record]) 
         what = record["prompts"][0] if "position" in record else f"{record['task']}, item {record['item']}"
         label = f"{benchmark}: {record['metric']}" if "position" in record else benchmark
         expected = record["expected"][0] if "position" in record else record.get("target", "")
+        counts[kept] += 1
         found.append(
             Answered(
                 benchmark=label,

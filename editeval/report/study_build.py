@@ -18,8 +18,10 @@ from editeval.report.series import changes, method_labels, series_of
 from editeval.report.study import STUDIES_FILE, read_study, studies
 from editeval.report.study_charts import charts
 from editeval.report.study_page import StudyContent, study_page
+from editeval.report.wandb_report import write_wandb_report
 
 FIGURE_COLUMNS = 4
+TITLE = "Editing: what is gained, what is lost"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,24 +30,23 @@ class StudyFiles:
 
     html: Path
     figures: Path
+    wandb: str | None  # the address of the W&B report, or the file of its specification
     verdicts: tuple[Verdict, ...]
 
 
-def write_study(
-    folders: Sequence[Path], to: Path, *, names: Path = STUDIES_FILE, title: str = "Editing: what is gained, what is lost"
-) -> StudyFiles:
-    """Write `report.html` and `figures/` into a folder, from what is on disk alone.
+def write_study(folders: Sequence[Path], to: Path, *, names: Path = STUDIES_FILE, wandb: str | None = None) -> StudyFiles:
+    """Write `report.html` and `figures/` into a folder, from what is on disk alone; for `wandb`, ENTITY/PROJECT, a W&B report too.
 
     Raises:
+        ConfigError: `wandb` is not ENTITY/PROJECT.
         EditevalError: nothing is measured in any of the runs.
     """
     known = studies(names)
     runs = read_study(folders, known)
     series = series_of(runs, known)
-    drawn = charts(series, known)
-    verdicts = findings(series, known)
+    drawn, verdicts = charts(series, known), findings(series, known)
     content = StudyContent(
-        title=title,
+        title=TITLE,
         runs=runs,
         series=series,
         verdicts=verdicts,
@@ -57,7 +58,8 @@ def write_study(
     for chart in drawn:
         _write_figure(chart, to / "figures")
     write_atomic(to / "report.html", study_page(content))
-    return StudyFiles(html=to / "report.html", figures=to / "figures", verdicts=verdicts)
+    address = write_wandb_report(wandb, series, verdicts, to, title=TITLE) if wandb else None
+    return StudyFiles(html=to / "report.html", figures=to / "figures", wandb=address, verdicts=verdicts)
 
 
 def _write_figure(chart: Chart, folder: Path) -> None:
