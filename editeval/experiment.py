@@ -121,6 +121,12 @@ def assemble(config: DictConfig) -> Experiment:
     check_format(experiment.prompt_format)
     if experiment.prompt_format == CHAT:
         check_template(experiment.source.tokenizer(), name=experiment.source.describe().name)
+    if not getattr(experiment.method, "streaming", True) and experiment.rungs[-1] > 1:
+        facts = experiment.rungs[-1] * experiment.batch_size
+        raise ConfigError(
+            f"method {resolved['method']['name']} writes all facts in one edit, so it has no trajectory of {experiment.rungs[-1]} edits; "
+            f"set batch_size={facts} num_edits=1 for the same {facts} facts"
+        )
     experiment.dataset.check()
     for benchmark in experiment.benchmarks.values():
         benchmark.check()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from editeval.keyvalue.fine_tuning import TargetRow
 from editeval.keyvalue.suffix import next_token_logits, pad_rows
+from editeval.keyvalue.upper import UpperPass
 from editeval.models.model import LanguageModel
 from editeval.models.trace import capture
 from editeval.types import EditError
@@ -37,8 +38,12 @@ class EditingFeatures:
     loss: float
 
 
-def editing_features(lm: LanguageModel, rows: Sequence[TargetRow], sites: Sequence[str]) -> EditingFeatures:
+def editing_features(
+    lm: LanguageModel, rows: Sequence[TargetRow], sites: Sequence[str], *, upper: UpperPass | None = None
+) -> EditingFeatures:
     """Run rows forward and backward once. Each row has a loss of its own, the mean over its target tokens, whatever it runs with.
+
+    `upper` holds the same rows, standing before a layer at or below the sites: what is below then does not run again.
 
     Raises:
         EditError: with the ids of the rows, when the loss is not a finite number.
@@ -55,14 +60,18 @@ def editing_features(lm: LanguageModel, rows: Sequence[TargetRow], sites: Sequen
             stack.callback(lm.module.get_submodule(site).register_forward_hook(_leaf(outputs, site)).remove)
         trace = stack.enter_context(capture(lm.module, list(sites), inputs=True))
         last = stack.enter_context(capture(lm.module, [last_layer], outputs=True, detach=False))
-        lm.module.base_model(input_ids=ids_BT, use_cache=False)
+        if upper is None:
+            lm.module.base_model(input_ids=ids_BT, use_cache=False)
+        else:
+            upper.hidden()
         hidden_BTD = last.outputs[last_layer]
         chosen_ND = hidden_BTD[numbers.to(hidden_BTD.device), positions.to(hidden_BTD.device)]
         log_probs = next_token_logits(lm, chosen_ND).log_softmax(dim=-1)
         loss = -(log_probs.gather(1, tokens.to(log_probs.device)[:, None])[:, 0] * weights.to(log_probs.device)).sum()
         if not bool(torch.isfinite(loss)):
             raise EditError(
-                f"the loss is {float(loss)}; the model may be broken by earlier edits", request_ids=[row.request_id for row in rows]
+                f"the loss is {float(loss.detach())}; the model may be broken by earlier edits",
+                request_ids=[row.request_id for row in rows],
             )
         gradients = torch.autograd.grad(loss, [outputs[site] for site in sites])
     return EditingFeatures(

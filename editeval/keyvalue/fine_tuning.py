@@ -159,8 +159,8 @@ def linear_maps(module: nn.Module, path: str) -> tuple[str, ...]:
     )
 
 
-class _Batch:
-    """Rows that make one step."""
+class TuningBatch:
+    """Rows that make one step; nothing below layer `first` may be changed."""
 
     def __init__(self, lm: LanguageModel, rows: Sequence[TargetRow], *, first: int) -> None:
         self.rows = rows
@@ -177,6 +177,11 @@ class _Batch:
         self._weights = torch.tensor([item[3] for item in scored])
 
     def loss(self, changes: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss with these changes of linear maps, with its graph.
+
+        Raises:
+            EditError: with the ids of the rows, when it is not a finite number.
+        """
         with torch.enable_grad(), changed(self._lm.module, changes):
             hidden_BTD = self._pass.hidden()
         device = hidden_BTD.device
@@ -186,14 +191,14 @@ class _Batch:
             loss = -(chosen * self._weights.to(chosen.device)).sum()
         if not bool(torch.isfinite(loss)):
             raise EditError(
-                f"the loss is {float(loss)}; the model may be broken by earlier edits, or lower method.learning_rate",
+                f"the loss is {float(loss.detach())}; the model may be broken by earlier edits, or lower method.learning_rate",
                 request_ids=[row.request_id for row in self.rows],
             )
         return loss
 
 
-def _batches(lm: LanguageModel, rows: Sequence[TargetRow], batch_size: int, *, first: int) -> list[_Batch]:
-    return [_Batch(lm, rows[start : start + batch_size], first=first) for start in range(0, len(rows), batch_size)]
+def _batches(lm: LanguageModel, rows: Sequence[TargetRow], batch_size: int, *, first: int) -> list[TuningBatch]:
+    return [TuningBatch(lm, rows[start : start + batch_size], first=first) for start in range(0, len(rows), batch_size)]
 
 
 def _zeros(lm: LanguageModel, site: str) -> Tensor:

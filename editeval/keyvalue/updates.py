@@ -6,12 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from editeval.edits.delta import Delta, DenseDelta, LowRankDelta, WeightDelta
-
-
-def weight_deltas(deltas: Sequence[Delta]) -> tuple[WeightDelta, ...]:
-    """Return those deltas that are updates of weights."""
-    return tuple(delta for delta in deltas if isinstance(delta, LowRankDelta | DenseDelta))
+from editeval.edits.delta import Delta, LowRankDelta, WeightDelta
+from editeval.types import EditError, EditRequest
 
 
 def dense(delta: WeightDelta) -> Tensor:
@@ -27,4 +23,20 @@ def dense_by_parameter(deltas: Sequence[WeightDelta]) -> dict[str, Tensor]:
     for delta in deltas:
         value = dense(delta)
         found[delta.parameter] = found[delta.parameter] + value if delta.parameter in found else value
+    return found
+
+
+def weight_deltas(deltas: Sequence[Delta], requests: Sequence[EditRequest]) -> tuple[WeightDelta, ...]:
+    """Return the deltas of an edit, all of which must change weights.
+
+    Raises:
+        EditError: with the ids of the requests, when one changes an adapter instead.
+    """
+    found = tuple(delta for delta in deltas if isinstance(delta, WeightDelta))
+    if len(found) < len(deltas):
+        kinds = ", ".join(sorted({type(delta).__name__ for delta in deltas} - {type(delta).__name__ for delta in found}))
+        raise EditError(
+            f"the method changes an adapter ({kinds}), which cannot be worked on; choose another, such as method@of=memit",
+            request_ids=[request.request_id for request in requests],
+        )
     return found

@@ -33,6 +33,7 @@ from editeval.keyvalue.attribution import NEURONS, POINTS, integration_points, n
 from editeval.keyvalue.fine_tuning import SCORED_AT, TargetRow, scored_row
 from editeval.keyvalue.last_position import LastPositionPass
 from editeval.keyvalue.lookup import BARE, Located, locate
+from editeval.keyvalue.suffix import next_token_logits
 from editeval.models.model import LanguageModel
 from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, content_key
 
@@ -111,7 +112,7 @@ class Editor:
         """Return the update of the value vectors of one fact's neurons.
 
         Raises:
-            EditError: more or fewer than one request, one without an old answer, or one that cannot be encoded.
+            EditError: more or fewer than one request, or one that cannot be encoded.
         """
         ids = [request.request_id for request in requests]
         if len(requests) != 1:
@@ -134,25 +135,34 @@ class Editor:
     def rows(self, request: EditRequest) -> tuple[TargetRow, ...]:
         """Return the fact's own prompt, and with `refine` its paraphrases, each with the old answer.
 
+        A fact without an old answer (`target_true`) has what the model says now: the likeliest token at the end of its own prompt.
+
         Raises:
-            EditError: there is no old answer, or a prompt that cannot be encoded.
+            EditError: a prompt that cannot be encoded.
         """
-        if request.target_true is None:
-            raise EditError(
-                "KN looks for the neurons of the old answer and this fact has none (target_true); choose a data set that has it, "
-                "such as counterfact",
-                request_ids=[request.request_id],
-            )
         prompts = [(request.prompt, request.subject)]
         if self.method.refine:
             prompts += [(BARE, paraphrase) for paraphrase in request.paraphrase_prompts]
             prompts += [(template, request.subject) for template in self.pararel.paraphrases(request.prompt)]
         located = [self._locate(template, subject, request.target_true, request.request_id) for template, subject in prompts]
-        return tuple(scored_row(row, scored_at=self.method.scored_at, request_id=request.request_id) for row in located)
+        if request.target_true is not None:
+            return tuple(scored_row(row, scored_at=self.method.scored_at, request_id=request.request_id) for row in located)
+        said = self._said(located[0].token_ids)
+        return tuple(
+            TargetRow(request_id=request.request_id, input_ids=row.token_ids, positions=(len(row.token_ids) - 1,), tokens=(said,))
+            for row in located
+        )
 
-    def _locate(self, template: str, subject: str, target: str, request_id: str) -> Located:
+    def _locate(self, template: str, subject: str, target: str | None, request_id: str) -> Located:
         limit = self.lm.description.max_positions
         return locate(self.lm.tokenizer, template, subject, target=target, max_tokens=limit, request_id=request_id)
+
+    def _said(self, token_ids: Sequence[int]) -> int:
+        """Return the likeliest token after these."""
+        top = self.lm.sites.layers.format(self.lm.description.num_layers - 1)
+        passed = LastPositionPass(self.lm, [token_ids], sites=[top])
+        with torch.no_grad():
+            return int(next_token_logits(self.lm, passed.outputs[top])[0].argmax())
 
     def _updates(self, request: EditRequest, old: TargetRow, neurons_LN: Tensor) -> tuple[LowRankDelta, ...]:
         new = self._locate(request.prompt, request.subject, request.target_new, request.request_id)

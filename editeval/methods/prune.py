@@ -33,7 +33,7 @@ from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod
 from editeval.interfaces import Editor as InnerEditor
 from editeval.keyvalue.updates import dense, dense_by_parameter, weight_deltas
-from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress
+from editeval.types import ConfigError, EditRequest, ModelDescription, Progress
 
 PREFIX = "prune"
 
@@ -88,11 +88,7 @@ class Editor:
         before = self._excesses()
         with self._unrestrained(before):
             edit = self.inner.edit(requests, seed=seed)
-        updates = weight_deltas(edit.deltas)
-        if not updates:
-            raise EditError(
-                "the method changes no weights, so there is nothing to restrain", request_ids=[each.request_id for each in requests]
-            )
+        updates = weight_deltas(edit.deltas, requests)
         after = dict(before)
         for parameter, update in dense_by_parameter(updates).items():
             excess = self._excess(parameter, self._sum(parameter, before) + update.double())
@@ -100,7 +96,7 @@ class Editor:
             if excess is not None:
                 after[parameter] = excess
         edited = {delta.parameter for delta in updates}
-        steps: list[Delta] = [*edit.deltas]
+        steps: list[Delta] = [*updates]
         steps += [_negative(excess) for name, excess in after.items() if name in edited]
         steps += [excess for name, excess in before.items() if name in edited]
         removed = sum(float(dense(excess).norm()) ** 2 for excess in after.values()) ** 0.5

@@ -70,10 +70,10 @@ class Editor:
         """Return what is kept of the updates that write these facts; what the method remembers is kept whole.
 
         Raises:
-            EditError: the method cannot compute its edit.
+            EditError: the method cannot compute its edit, or changes no weights.
         """
         edit = self.inner.edit(requests, seed=seed)
-        whole = dense_by_parameter(weight_deltas(edit.deltas))
+        whole = dense_by_parameter(weight_deltas(edit.deltas, requests))
         kept = {name: _kept(value, self.model.weight(name).cpu(), share=self.keep) for name, value in whole.items()}
         deltas: tuple[Delta, ...] = tuple(DenseDelta(parameter=name, value=value) for name, value in kept.items())
         diagnostics = {**edit.diagnostics, "update_norm_whole": _norm(whole), "update_norm": _norm(kept)}

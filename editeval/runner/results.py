@@ -24,6 +24,7 @@ MANIFEST_FILE = "manifest.json"
 EDITS_FILE = "edits.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 COLLAPSE_FILE = "collapse.json"
+CURRENT_FILE = "current.jsonl"
 
 _SCORE_FIELDS = tuple(field.name for field in fields(Score))
 _ADDED_FIELDS = ("shots", "template")  # that rows of RESULTS_VERSION 1 may lack
@@ -55,8 +56,14 @@ class _Attempt:
 class _Content:
     """What `scores.jsonl` holds: the whole cells in the order in which they were (last) written."""
 
-    file_size: int
+    file_sizes: tuple[int, int]
     cells: Mapping[CellKey, tuple[Score, ...]]
+    current: Mapping[tuple[int, str, str], str]  # (num_edits, benchmark, state) -> the key of the setting that counts
+
+    def stands(self, key: CellKey) -> bool:
+        """Whether a cell was measured with its benchmark's current setting."""
+        return self.current[key.num_edits, key.benchmark, key.state_digest] == key.benchmark_key
+
     torn_lines: int
     torn_cells: int
 
@@ -69,7 +76,7 @@ class ScoreStore:
 
     def __init__(self, run_dir: Path | str) -> None:
         self.run_dir = Path(run_dir)
-        self._content = _Content(file_size=-1, cells={}, torn_lines=0, torn_cells=0)
+        self._content = _Content(file_sizes=(-1, -1), cells={}, current={}, torn_lines=0, torn_cells=0)
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -89,23 +96,26 @@ class ScoreStore:
         """Return every score of a whole cell, by rung, then in the order of writing.
 
         `valid` maps a number of edits to the digest of the state that the journal names there: scores of other states or
-        rungs are stale and left out. Without it the state that was measured last counts at each rung.
+        rungs are stale and left out. Without it the state that was measured last counts at each rung. Of a benchmark with
+        several settings at one rung (more facts were planned later, a limit was changed) the current one counts.
         """
-        cells = self._read().cells
+        content = self._read()
+        cells = content.cells
         digests = {key.num_edits: key.state_digest for key in cells} if valid is None else valid
-        standing = [key for key in cells if digests.get(key.num_edits) == key.state_digest]
+        standing = [key for key in cells if digests.get(key.num_edits) == key.state_digest and content.stands(key)]
         return tuple(score for key in sorted(standing, key=lambda key: key.num_edits) for score in cells[key])
 
     def samples(self, num_edits: int, benchmark: str, benchmark_key: str | None = None) -> tuple[Mapping[str, Any], ...]:
         """Return the items behind a cell's numbers; empty where the benchmark gave none or the cell is not there.
 
-        Without `benchmark_key`, those of the setting of this benchmark that was measured last at this rung.
+        Without `benchmark_key`, those of this benchmark's current setting at this rung.
         """
         if benchmark_key is None:
-            keys = [key.benchmark_key for key in self._read().cells if (key.num_edits, key.benchmark) == (num_edits, benchmark)]
-            if not keys:
+            content = self._read()
+            found = [key for key in content.cells if (key.num_edits, key.benchmark) == (num_edits, benchmark) and content.stands(key)]
+            if not found:
                 return ()
-            benchmark_key = keys[-1]
+            benchmark_key = found[-1].benchmark_key
         path = self._samples_path(num_edits, benchmark, benchmark_key)
         if not path.exists():
             return ()
@@ -153,18 +163,30 @@ class ScoreStore:
         append_jsonl(self.run_dir / SCORES_FILE, [{**row, **cell} for row in rows])
         return scores
 
+    def make_current(self, num_edits: int, benchmark: str, benchmark_key: str, state_digest: str) -> None:
+        """Say which setting of a benchmark counts on a state; written only where it is not the one that was measured last."""
+        key = CellKey(num_edits, benchmark, benchmark_key, state_digest)
+        content = self._read()
+        if key in content.cells and not content.stands(key):
+            append_jsonl(self.run_dir / CURRENT_FILE, [key._asdict()])
+
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _samples_path(self, num_edits: int, benchmark: str, benchmark_key: str) -> Path:
         return self.run_dir / "samples" / f"{num_edits}-{benchmark}-{benchmark_key[:8]}.jsonl.gz"
 
     def _read(self) -> _Content:
-        path = self.run_dir / SCORES_FILE
-        size = path.stat().st_size if path.exists() else 0
-        if size != self._content.file_size:  # append-only: the same size is the same content
-            rows, torn_lines = read_jsonl(path)
-            self._content = _collect(rows, torn_lines, size)
+        paths = self.run_dir / SCORES_FILE, self.run_dir / CURRENT_FILE
+        sizes = _size(paths[0]), _size(paths[1])
+        if sizes != self._content.file_sizes:  # append-only: the same size is the same content
+            rows, torn_lines = read_jsonl(paths[0])
+            chosen, _ = read_jsonl(paths[1])
+            self._content = _collect(rows, chosen, torn_lines, sizes)
         return self._content
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 class BaseScores:
@@ -313,8 +335,10 @@ def _decode(row: Mapping[str, Any]) -> Score:
     return Score(**values)
 
 
-def _collect(rows: Sequence[Mapping[str, Any]], torn_lines: int, file_size: int) -> _Content:
-    """Group rows into writes of cells, and keep the last whole write of each cell."""
+def _collect(
+    rows: Sequence[Mapping[str, Any]], chosen: Sequence[Mapping[str, Any]], torn_lines: int, file_sizes: tuple[int, int]
+) -> _Content:
+    """Group rows into writes of cells, keep the last whole write of each cell, and see which setting counts at each rung."""
     attempts: dict[tuple[CellKey, str], _Attempt] = {}
     for row in rows:
         score = _decode(row)
@@ -329,7 +353,10 @@ def _collect(rows: Sequence[Mapping[str, Any]], torn_lines: int, file_size: int)
             cells.pop(cell, None)
             cells[cell] = tuple(attempt.rows.values())
     torn_cells = sum(not attempt.whole for attempt in attempts.values())
-    return _Content(file_size=file_size, cells=cells, torn_lines=torn_lines, torn_cells=torn_cells)
+    named = (CellKey(**{name: row[name] for name in CellKey._fields}) for row in chosen)
+    standing = [*cells, *(key for key in named if key in cells)]  # as measured last, unless said otherwise
+    current = {(key.num_edits, key.benchmark, key.state_digest): key.benchmark_key for key in standing}
+    return _Content(file_sizes=file_sizes, cells=cells, current=current, torn_lines=torn_lines, torn_cells=torn_cells)
 
 
 def _tag_floats(value: Any) -> Any:

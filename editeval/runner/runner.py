@@ -232,6 +232,7 @@ class Runner:
         if not self.store.has(rung, name, key, digest):
             evaluation, seconds = self._evaluate(rung, benchmark, key)
             self.store.record(evaluation, benchmark=name, benchmark_key=key, num_edits=rung, state_digest=digest, seconds=seconds)
+        self.store.make_current(rung, name, key, digest)
         scores = self.store.cell(rung, name, key, digest)
         for callback in self.callbacks:
             callback.on_evaluation_end(self.state, name, scores)

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from editeval.types import EditRequest
+
 Fields = dict[str, Any]
 
 
@@ -101,3 +103,17 @@ def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+class Given:
+    """A data set of requests given literally."""
+
+    def __init__(self, *requests: EditRequest, name: str = "given") -> None:
+        self.name = name
+        self.requests = requests
+
+    def check(self) -> None:
+        """Nothing to find."""
+
+    def load(self) -> tuple[EditRequest, ...]:
+        return self.requests

@@ -15,20 +15,7 @@ from editeval.datasets.training import TrainingSet
 from editeval.experiment import build
 from editeval.interfaces import EditDataset
 from editeval.types import ConfigError, DatasetError, EditRequest
-
-
-class Given:
-    """A data set of requests given literally."""
-
-    def __init__(self, *requests: EditRequest, name: str = "given") -> None:
-        self.name = name
-        self.requests = requests
-
-    def check(self) -> None:
-        """Nothing to find."""
-
-    def load(self) -> tuple[EditRequest, ...]:
-        return self.requests
+from tests.datasets.examples import Given
 
 
 def fact(subject: str, prompt: str = "The mother tongue of {} is") -> EditRequest:

@@ -22,7 +22,7 @@ from editeval.methods.fine_tuning import Editor, FineTuning
 from editeval.models.load import description_of, frozen
 from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
-from editeval.types import ConfigError, EditRequest, ModelDescription, SilentProgress
+from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, SilentProgress
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PUBLISHED = FineTuning(
@@ -137,6 +137,11 @@ def test_a_fact_that_is_known_already_changes_nothing_and_says_so(model: EditedM
     assert edit.deltas == ()
     assert (edit.diagnostics["epochs"], edit.diagnostics["update_norm"]) == (1, 0)
     assert edit.diagnostics["loss_first"] > 0
+
+
+def test_a_loss_that_is_no_number_is_an_error_with_the_id(model: EditedModel, tmp_path: Path) -> None:
+    with pytest.raises(EditError, match=r"the loss is nan.*\[request a\]"):
+        editor(replace(PUBLISHED, learning_rate=1e38, max_change=None), model, tmp_path).edit([REQUEST], seed=0)
 
 
 def test_facts_of_one_step_share_a_gradient(model: EditedModel, tmp_path: Path) -> None:

@@ -202,9 +202,14 @@ def test_turned_updates_act_the_same_way_through_every_chosen_neuron(tiny: Calla
     assert all(torch.equal(turned, plain.abs()) for turned, plain in zip(moved[True], moved[False], strict=True))
 
 
-def test_a_fact_without_an_old_answer_is_refused(tiny: Callable[[str], LanguageModel], tmp_path: Path) -> None:
-    with pytest.raises(EditError, match=r"target_true.*\[request a\]"):
-        editor(tiny("gpt2"), tmp_path).edit([replace(REQUEST, target_true=None)], seed=0)
+def test_a_fact_without_an_old_answer_has_what_the_model_says(tiny: Callable[[str], LanguageModel], tmp_path: Path) -> None:
+    lm = tiny("gpt2")
+    rows = editor(lm, tmp_path).rows(replace(REQUEST, target_true=None))
+    with torch.no_grad():
+        said = int(lm.module(torch.tensor([rows[0].input_ids])).logits[0, -1].argmax())
+    assert lm.tokenizer.decode(rows[0].input_ids) == REQUEST.full_prompt
+    assert [row.tokens for row in rows] == [(said,)] * 3
+    assert [row.positions for row in rows] == [(len(row.input_ids) - 1,) for row in rows]
 
 
 def test_neurons_without_any_effect_are_an_error() -> None:

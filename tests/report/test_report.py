@@ -260,8 +260,9 @@ def test_efficacy_below_chance_before_editing_is_not_marked(run_dir: Path) -> No
 
 def test_two_settings_of_a_benchmark_are_never_one_column(tmp_path: Path) -> None:
     make_run(tmp_path)
-    ScoreStore(tmp_path).record(quick(0), benchmark="quick", benchmark_key="r" * 64, num_edits=0, state_digest="weights", seconds=1)
-    table = score_table(ScoreStore(tmp_path).scores())
+    before = ScoreStore(tmp_path).scores()
+    other = ScoreStore(tmp_path).record(quick(0), benchmark="quick", benchmark_key="r" * 64, num_edits=0, state_digest="weights", seconds=1)
+    table = score_table([*before, *other])
     assert table.benchmarks() == ("edit-quality", "quick #qqqq", "quick #rrrr")
     assert len(table.columns) == 4 + 3 + 3, "a key that differs between rungs only names their requests: one column"
 

@@ -13,6 +13,7 @@ import pytest
 
 from editeval.files import Cache
 from editeval.runner.results import (
+    CURRENT_FILE,
     EDITS_FILE,
     SCORES_FILE,
     BaseScores,
@@ -46,6 +47,25 @@ def test_scores_come_back_from_disk_bit_for_bit(tmp_path: Path) -> None:
     assert ScoreStore(tmp_path).scores() == written
     assert written[0].value == 0.1 + 0.2
     assert written[0].name == "edit-quality/facts.efficacy.generation"
+
+
+def test_of_two_settings_of_a_benchmark_at_a_rung_the_current_one_counts(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path)
+    record(store, key="few", num_edits=0)
+    record(store, key="few", num_edits=5)
+    record(store, key="many", num_edits=0)  # the ladder was extended: the unedited model is asked about more facts
+    store.make_current(0, "edit-quality", "many", "d5")
+    assert {(score.num_edits, score.benchmark_key) for score in ScoreStore(tmp_path).scores({0: "d5", 5: "d5"})} == {
+        (0, "many"),
+        (5, "few"),
+    }
+    assert not (tmp_path / CURRENT_FILE).exists(), "what was measured last needs no word"
+    store.make_current(0, "edit-quality", "few", "d5")  # the first ladder again: found on disk, not measured
+    assert {score.benchmark_key for score in ScoreStore(tmp_path).scores({0: "d5"})} == {"few"}
+    record(store, key="more", num_edits=0)
+    store.make_current(0, "edit-quality", "more", "d5")
+    assert {score.benchmark_key for score in ScoreStore(tmp_path).scores({0: "d5"})} == {"more"}
+    assert store.has(0, "edit-quality", "many", "d5"), "the others are kept"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
