@@ -1,4 +1,4 @@
-"""`python -m editeval status | retry | sync | report | verify | export | bisect | diff`: what is on disk, and what is left to do."""
+"""`python -m editeval status | retry | sync | report | verify | export | bisect | diff | prefetch`: what is on disk, what is to do."""
 
 from __future__ import annotations
 
@@ -72,7 +72,30 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--step", type=int, default=None, help="number of edits (default: all)")
     export.add_argument("--to", type=Path, required=True, help="new folder to write")
     export.set_defaults(command=_export)
+
+    fetch = commands.add_parser("prefetch", help="fill a folder with all that a run reads, for machines without network")
+    fetch.add_argument("overrides", nargs="*", default=[], help="settings, as on the command line of launch.py")
+    fetch.add_argument("--to", type=Path, required=True, help="folder to fill; a stopped call is repeated")
+    fetch.set_defaults(command=_prefetch)
     return parser
+
+
+def _prefetch(options: argparse.Namespace) -> int:
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
+            config = compose("config", overrides=[*options.overrides, "paths.data=null"])
+    except (HydraException, OmegaConfBaseException) as error:
+        raise EditevalError(" ".join(str(error).split())) from error
+    from editeval.prefetch import prefetch
+
+    found = prefetch(config, options.to.resolve())
+    print(f"{len(found.files)} files in {found.folder}, fetched now: {', '.join(found.fetched) or 'nothing'}")  # noqa: T201
+    print(f"without network: python launch.py {' '.join([*options.overrides, *found.overrides])}")  # noqa: T201
+    return 0
 
 
 def _runs(folder: Path) -> list[Path]:
