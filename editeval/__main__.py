@@ -63,8 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("b", type=Path, help="folder of another run")
     diff.set_defaults(command=_diff)
 
-    report = commands.add_parser("report", help="write the figures and the page of one run, or of every run of a folder")
-    report.add_argument("run", type=Path, help="folder of a run, or a folder of runs")
+    report = commands.add_parser("report", help="write the page and figures of one run; of many, one page over all of them")
+    report.add_argument("runs", type=Path, nargs="+", help="folders of runs, or folders that hold them")
+    report.add_argument("--to", type=Path, default=None, help="folder to write (default: report/ in the run's folder, or beside the runs)")
+    report.add_argument("--each", action="store_true", help="of many runs, write each run's own page too")
+    report.add_argument("--names", type=Path, default=None, help="pairs, families and aspects (default: editeval/report/studies.yaml)")
     report.set_defaults(command=_report)
 
     verify = commands.add_parser("verify", help="replay a run's journal, check its digests, measure one rung again")
@@ -182,10 +185,19 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from editeval.report.build import run_report
+    from editeval.report.study import STUDIES_FILE
+    from editeval.report.study_build import write_study
 
-    for folder in _runs(options.run):
-        files = run_report(folder)
-        print(files.html)  # noqa: T201
+    folders = [folder for given in options.runs for folder in _runs(given)]
+    if len(folders) == 1:
+        print(run_report(folders[0], to=options.to).html)  # noqa: T201
+        return 0
+    for folder in folders if options.each else []:
+        print(run_report(folder).html)  # noqa: T201
+    files = write_study(folders, options.to or options.runs[0] / "report", names=options.names or STUDIES_FILE)
+    for verdict in files.verdicts:
+        print(f"{verdict.key:6} {verdict.outcome:9} {verdict.reason}")  # noqa: T201
+    print(files.html)  # noqa: T201
     return 0
 
 
