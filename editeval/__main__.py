@@ -105,9 +105,10 @@ def _composed(overrides: list[str]) -> DictConfig:
 
     try:
         with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
-            return compose("config", overrides=overrides)
+            config: DictConfig = compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise EditevalError(" ".join(str(error).split())) from error
+    return config
 
 
 def _doctor(options: argparse.Namespace) -> int:
