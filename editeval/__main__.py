@@ -1,4 +1,4 @@
-"""`python -m editeval status | retry | sync | report | verify | export | bisect | diff | doctor`: what is on disk, what is left to do."""
+"""`python -m editeval status | retry | sync | report | verify | export | bisect | diff | doctor | prefetch`: on disk, and left to do."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from editeval.types import EditevalError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,8 +63,11 @@ def _parser() -> argparse.ArgumentParser:
     diff.add_argument("b", type=Path, help="folder of another run")
     diff.set_defaults(command=_diff)
 
-    report = commands.add_parser("report", help="write the figures and the page of one run, or of every run of a folder")
-    report.add_argument("run", type=Path, help="folder of a run, or a folder of runs")
+    report = commands.add_parser("report", help="write the page and figures of one run; of many, one page over all of them")
+    report.add_argument("runs", type=Path, nargs="+", help="folders of runs, or folders that hold them")
+    report.add_argument("--to", type=Path, default=None, help="folder to write (default: report/ in the run's folder, or beside the runs)")
+    report.add_argument("--each", action="store_true", help="of many runs, write each run's own page too")
+    report.add_argument("--names", type=Path, default=None, help="pairs, families and aspects (default: editeval/report/studies.yaml)")
     report.set_defaults(command=_report)
 
     verify = commands.add_parser("verify", help="replay a run's journal, check its digests, measure one rung again")
@@ -78,26 +85,51 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("overrides", nargs="*", default=[], help="settings, as on the command line of launch.py")
     doctor.add_argument("--offline", action="store_true", help="prove that the run needs no network: every file must be on this machine")
     doctor.set_defaults(command=_doctor)
+
+    fetch = commands.add_parser("prefetch", help="fill a folder with all that a run reads, for machines without network")
+    fetch.add_argument("overrides", nargs="*", default=[], help="settings, as on the command line of launch.py")
+    fetch.add_argument("--to", type=Path, required=True, help="folder to fill; a stopped call is repeated")
+    fetch.set_defaults(command=_prefetch)
     return parser
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    # Before the hub's client is imported, which reads them once: the doctor fetches nothing, with or without --offline.
-    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+def _composed(overrides: list[str]) -> DictConfig:
+    """Return the config of a command line of launch.py.
+
+    Raises:
+        EditevalError: it does not compose; one sentence.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
-            config = compose("config", overrides=options.overrides)
+            config: DictConfig = compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise EditevalError(" ".join(str(error).split())) from error
+    return config
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    # Before the hub's client is imported, which reads them once: the doctor fetches nothing, with or without --offline.
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    config = _composed(options.overrides)
     from editeval.sweep.doctor import diagnose
 
     diagnosis = diagnose(config, offline=options.offline)
     print("\n".join(diagnosis.lines()))  # noqa: T201
     return 0 if diagnosis.ready else 1
+
+
+def _prefetch(options: argparse.Namespace) -> int:
+    config = _composed([*options.overrides, "paths.data=null"])
+    from editeval.prefetch import prefetch
+
+    found = prefetch(config, options.to.resolve())
+    print(f"{len(found.files)} files in {found.folder}, fetched now: {', '.join(found.fetched) or 'nothing'}")  # noqa: T201
+    print(f"without network: python launch.py {' '.join([*options.overrides, *found.overrides])}")  # noqa: T201
+    return 0
 
 
 def _runs(folder: Path) -> list[Path]:
@@ -154,10 +186,19 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from editeval.report.build import run_report
+    from editeval.report.study import STUDIES_FILE
+    from editeval.report.study_build import write_study
 
-    for folder in _runs(options.run):
-        files = run_report(folder)
-        print(files.html)  # noqa: T201
+    folders = [folder for given in options.runs for folder in _runs(given)]
+    if len(folders) == 1:
+        print(run_report(folders[0], to=options.to).html)  # noqa: T201
+        return 0
+    for folder in folders if options.each else []:
+        print(run_report(folder).html)  # noqa: T201
+    files = write_study(folders, options.to or options.runs[0] / "report", names=options.names or STUDIES_FILE)
+    for verdict in files.verdicts:
+        print(f"{verdict.key:6} {verdict.outcome:9} {verdict.reason}")  # noqa: T201
+    print(files.html)  # noqa: T201
     return 0
 
 

@@ -101,9 +101,7 @@ def dozens(methods: Sequence[Series]) -> Verdict:
         else:
             (votes.no if kept >= DOZENS else votes.open).append(one.method)
     values = [int(row[3]) for row in rows[1:]]
-    reason = (
-        f"Of {votes.total} series that count: {votes}; median n90 {format_number(median(values))}." if values else "No series was measured."
-    )
+    reason = f"Of {votes.total} series that count: {votes}; median n90 {median(values):g}." if values else "No series was measured."
     if not_there:
         reason += f" Not counted, because the edits are not there: {', '.join(not_there)}."
     if 0 < votes.total < MIN_SERIES:

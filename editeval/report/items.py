@@ -76,7 +76,7 @@ def degenerate(records: Sequence[Record]) -> Degenerate:
     texts = [text for record in records for text in _texts(record)]
     chosen = Counter(pick for record in records if (pick := choice(record)) is not None)
     return Degenerate(
-        broken_texts=fmean(map(is_degenerate, texts)) if texts else None,
+        broken_texts=sum(map(is_degenerate, texts)) / len(texts) if texts else None,
         commonest_choice=max(chosen.values()) / chosen.total() if chosen else None,
     )
 

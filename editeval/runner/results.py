@@ -155,7 +155,7 @@ class ScoreStore:
         )
         _check_distinct(scores, benchmark)
         if evaluation.samples:
-            lines = "".join(json.dumps(_tag_floats(sample), ensure_ascii=False, allow_nan=False) + "\n" for sample in evaluation.samples)
+            lines = "".join(_standard_json(sample) + "\n" for sample in evaluation.samples)
             # mtime=0: equal samples are equal files
             write_atomic(self._samples_path(num_edits, benchmark, benchmark_key), gzip.compress(lines.encode(), mtime=0))
         rows = [_encode(score) for score in scores]
@@ -368,6 +368,14 @@ def _tag_floats(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_tag_floats(item) for item in value]
     return value
+
+
+def _standard_json(value: Any) -> str:
+    """Return the value as standard JSON; most values are finite throughout and need no tags."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError):
+        return json.dumps(_tag_floats(value), ensure_ascii=False, allow_nan=False)
 
 
 def _restore_floats(value: Any) -> Any:

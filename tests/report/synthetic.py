@@ -55,7 +55,8 @@ class PlantedRun:
     @property
     def name(self) -> str:
         told = "-".join(f"{key}={value}" for key, value in self.settings.items())
-        return f"{self.model}-{self.method}-{self.dataset}-{self.seed}{told}"
+        safe = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in f"{self.method}{told}")
+        return f"{self.model}-{safe}-{self.dataset}-{self.seed}"
 
 
 def generator(*parts: object) -> np.random.Generator:

@@ -102,7 +102,7 @@ def html_page(run_dir: Path) -> str:
 class PageReader(HTMLParser):
     """Collects what a page is made of, and checks that its elements are nested properly."""
 
-    VOID = frozenset({"meta", "link", "br", "img"})
+    VOID = frozenset({"meta", "link", "br", "img", "input"})
 
     def __init__(self, page: str) -> None:
         super().__init__()

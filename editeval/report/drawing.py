@@ -1,0 +1,203 @@
+"""From a chart's panels to scenes: axes, curves with intervals, labels at their ends, maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from editeval.report.charts import AXES, CellMap, Curve, Panel
+from editeval.report.figures import COLOURS, spread
+from editeval.report.scene import FAINT, INK, MUTED, Area, Dots, Group, Line, Point, Scene, Shape, Text
+from editeval.runner.table import format_number
+
+WIDTH, HEIGHT = 360.0, 240.0
+LEFT, RIGHT, TOP, BOTTOM = 40.0, 260.0, 28.0, 200.0  # edges of the axes; the curves' names are right of them
+LABEL_GAP = 11.5
+LABEL_CHARACTERS = 17
+MAX_TICKS = 8
+FAILS, IN_PART, PASSES = "#D55E00", "#F3DFA2", "#0072B2"  # as in the retention figure of a run
+
+
+def scene(panel: Panel | CellMap) -> Scene:
+    """Draw a panel or a map."""
+    return _map_scene(panel) if isinstance(panel, CellMap) else _panel_scene(panel)
+
+
+def colour(place: int) -> str:
+    """Return a colour of the palette; methods beyond it start again, with another dash."""
+    return COLOURS[place % len(COLOURS)]
+
+
+# -- curves ----------------------------------------------------------------------------------------------------------------
+
+
+class _Scale:
+    """Where a number is on the page: edits by log(1 + n), sizes by log, the rest as given or by log."""
+
+    def __init__(self, low: float, high: float, start: float, end: float, kind: str) -> None:
+        self.kind, self.start, self.end = kind, start, end
+        self.low, self.high = self._turn(low), self._turn(high)
+
+    def _turn(self, value: float) -> float:
+        return math.log1p(value) if self.kind == "edits" else math.log(value) if self.kind in ("size", "log") else value
+
+    def __call__(self, value: float) -> float:
+        share = (self._turn(value) - self.low) / (self.high - self.low) if self.high > self.low else 0.5
+        return self.start + min(max(share, -0.02), 1.02) * (self.end - self.start)
+
+
+def _panel_scene(panel: Panel) -> Scene:
+    xs = sorted({point.x for curve in panel.curves for point in curve.points})
+    x_scale = _Scale(xs[0] if panel.axis == "size" else 0, max(xs[-1], 1e-9), LEFT, RIGHT, panel.axis)
+    low, high = _y_range(panel)
+    y_scale = _Scale(low, high, BOTTOM, TOP, "log" if panel.log else "plain")
+    groups = [Group(shapes=tuple(_axes(panel, xs, x_scale, y_scale, low, high)))]
+    drawn = [(curve, tuple((x_scale(point.x), y_scale(point.y)) for point in curve.points)) for curve in panel.curves if curve.points]
+    together = sorted((item for item in drawn if item[0].seed is None and not item[0].published), key=lambda item: item[1][-1][1])
+    heights = dict(zip((curve for curve, _ in together), _spread([points[-1][1] for _, points in together]), strict=True))
+    for curve, points in drawn:
+        shapes = _curve(curve, points, x_scale, y_scale)
+        if curve in heights:
+            end = heights[curve]
+            shapes.append(Line(points=(points[-1], (RIGHT + 6, end - 3)), colour=colour(curve.colour), width=0.7))
+            shapes.append(Text(x=RIGHT + 8, y=end, text=_cut(curve.label), size=9.5))
+        data = {
+            "model": curve.model,
+            "method": curve.method,
+            "dataset": curve.dataset,
+            "seed": "all" if curve.seed is None else str(curve.seed),
+        }
+        groups.append(
+            Group(shapes=tuple(shapes), title=_tell(curve), data=data if not curve.published else {**data, "source": "published"})
+        )
+    return Scene(width=WIDTH, height=HEIGHT, groups=tuple(groups), description=panel.description())
+
+
+def _curve(curve: Curve, points: tuple[Point, ...], x_scale: _Scale, y_scale: _Scale) -> list[Shape]:
+    shade = colour(curve.colour)
+    if curve.published:
+        return [Line(points=points, colour=shade, width=1, dash=(1.5, 3)), Dots(points=points, colour=shade, radius=2.2, hollow=True)]
+    shapes: list[Shape] = []
+    if len(curve.points) > 1 and any(point.low < point.high for point in curve.points):
+        upper = [(x_scale(point.x), y_scale(point.high)) for point in curve.points]
+        lower = [(x_scale(point.x), y_scale(point.low)) for point in reversed(curve.points)]
+        shapes.append(Area(points=tuple(upper + lower), colour=shade, strength=0.13 if curve.seed is None else 0.05))
+    elif any(point.low < point.high for point in curve.points):
+        (point,) = curve.points
+        shapes.append(Line(points=((points[0][0], y_scale(point.low)), (points[0][0], y_scale(point.high))), colour=shade, width=1))
+    dash = (5.0, 3.0) if curve.dashed else None if curve.colour < len(COLOURS) else (2.0, 2.0)
+    shapes.append(Line(points=points, colour=shade, width=1.7 if curve.seed is None else 1.0, dash=dash))
+    shapes.append(Dots(points=points, colour=shade, radius=2.6 if curve.seed is None else 1.8))
+    return shapes
+
+
+def _axes(panel: Panel, xs: Sequence[float], x_scale: _Scale, y_scale: _Scale, low: float, high: float) -> list[Shape]:
+    shapes: list[Shape] = [Text(x=4, y=14, text=panel.title, size=11.5, bold=True)]
+    for value in _ticks(low, high, log=panel.log):
+        y = y_scale(value)
+        shapes.append(Line(points=((LEFT, y), (RIGHT, y)), colour=FAINT, width=0.7))
+        shapes.append(Text(x=LEFT - 4, y=y + 3.5, text=f"{value:g}", size=9.5, anchor="end", colour=MUTED))
+    for name, value in panel.levels:
+        if low <= value <= high:
+            y = y_scale(value)
+            shapes.append(Line(points=((LEFT, y), (RIGHT, y)), colour=MUTED, width=1, dash=(1.5, 2.5)))
+            shapes.append(Text(x=LEFT + 3, y=y - 3, text=f"{name} {value:.3g}".strip(), size=8.5, colour=MUTED))
+    last = -math.inf
+    for value in _thinned(xs):
+        x = x_scale(value)
+        if x - last >= 20:
+            shapes.append(Line(points=((x, BOTTOM), (x, BOTTOM + 4)), colour=MUTED, width=0.8))
+            shapes.append(
+                Text(
+                    x=x, y=BOTTOM + 15, text=_size(value) if panel.axis == "size" else f"{value:g}", size=9.5, anchor="middle", colour=MUTED
+                )
+            )
+            last = x
+    shapes.append(Line(points=((LEFT, BOTTOM), (RIGHT, BOTTOM)), colour=MUTED, width=0.8))
+    shapes.append(
+        Text(x=(LEFT + RIGHT) / 2, y=BOTTOM + 30, text=f"{AXES[panel.axis]} (y: {panel.unit})", size=9.5, anchor="middle", colour=INK)
+    )
+    return shapes
+
+
+def _y_range(panel: Panel) -> tuple[float, float]:
+    if panel.share:
+        return 0.0, max(1.0, min(1.3, max((point.y for curve in panel.curves for point in curve.points), default=1.0)))
+    values = [
+        value
+        for curve in panel.curves
+        for point in curve.points
+        for value in (point.y, point.low, point.high)
+        if value > 0 or not panel.log
+    ]
+    low, high = min(values, default=0.1), max(values, default=1.0)
+    if panel.log:
+        return low / 1.15, max(high, low * 1.5) * 1.15
+    room = 0.08 * (high - low) or 0.1 * max(1.0, abs(high))
+    return low - room, high + room
+
+
+def _ticks(low: float, high: float, *, log: bool) -> list[float]:
+    if log:
+        decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+        found = [value for value in decades if low <= value <= high]
+        return found[:: max(1, len(found) // 4)] if len(found) > 1 else [float(f"{low * 1.15:.2g}"), float(f"{high / 1.15:.2g}")]
+    step = 10.0 ** math.floor(math.log10(high - low))
+    step = next(step * factor for factor in (0.2, 0.25, 0.5, 1, 2, 5) if (high - low) / (step * factor) <= 6)
+    return [round(step * place, 10) for place in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def _thinned(xs: Sequence[float]) -> Sequence[float]:
+    return xs if len(xs) <= MAX_TICKS else [xs[0], *xs[1:-1][:: math.ceil((len(xs) - 2) / (MAX_TICKS - 2))], xs[-1]]
+
+
+def _spread(wanted: Sequence[float]) -> list[float]:
+    """Return label heights apart from one another and inside the picture."""
+    heights = spread([y + 3 for y in wanted], gap=LABEL_GAP)
+    over = max(0.0, heights[-1] - (HEIGHT - 6)) if heights else 0.0
+    return [height - over for height in heights]
+
+
+def _size(value: float) -> str:
+    return f"{value / 1e9:g}B" if value >= 1e9 else f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LABEL_CHARACTERS else f"{text[: LABEL_CHARACTERS - 1]}…"
+
+
+def _tell(curve: Curve) -> str:
+    whose = "published" if curve.published else f"{curve.model}, {curve.dataset}" + ("" if curve.seed is None else f", seed {curve.seed}")
+    return f"{curve.label} ({whose}): " + ", ".join(f"{point.x:g}: {format_number(point.y)}" for point in curve.points[:12])
+
+
+# -- maps ------------------------------------------------------------------------------------------------------------------
+
+
+def _map_scene(cells: CellMap) -> Scene:
+    left, top = 92.0, 28.0
+    width, height = (WIDTH - left - 8) / max(1, len(cells.columns)), (BOTTOM - top) / max(1, len(cells.rows))
+    shapes: list[Shape] = [Text(x=4, y=14, text=cells.title, size=11.5, bold=True)]
+    for i, (row, values) in enumerate(zip(cells.rows, cells.values, strict=True)):
+        y = top + i * height
+        shapes.append(Text(x=left - 5, y=y + height / 2 + 3.5, text=row, size=9.5, anchor="end", colour=MUTED))
+        for j, value in enumerate(values):
+            if value is not None:
+                x = left + j * width
+                corners = ((x, y), (x + width - 1, y), (x + width - 1, y + height - 1), (x, y + height - 1))
+                shapes.append(Area(points=corners, colour=_mix(value), strength=1))
+                if width >= 24 and height >= 12:
+                    ink = "#ffffff" if value > 0.75 else "#1f2328"
+                    shapes.append(Text(x=x + width / 2, y=y + height / 2 + 3.5, text=f"{value:.2f}", size=9, anchor="middle", colour=ink))
+    for j, column in enumerate(cells.columns):
+        shapes.append(Text(x=left + (j + 0.5) * width, y=BOTTOM + 14, text=column, size=9.5, anchor="middle", colour=MUTED))
+    shapes.append(Text(x=left + (WIDTH - left) / 2, y=BOTTOM + 30, text="after so many edits", size=9.5, anchor="middle"))
+    data = {"model": cells.model, "method": cells.method, "dataset": cells.dataset, "seed": "all"}
+    return Scene(width=WIDTH, height=HEIGHT, groups=(Group(shapes=tuple(shapes), data=data),), description=cells.description())
+
+
+def _mix(value: float) -> str:
+    """Return the colour of a share: fails, in part, passes."""
+    start, end, share = (FAILS, IN_PART, 2 * value) if value < 0.5 else (IN_PART, PASSES, 2 * value - 1)
+    parts = [round(int(start[at : at + 2], 16) * (1 - share) + int(end[at : at + 2], 16) * share) for at in (1, 3, 5)]
+    return "#" + "".join(f"{part:02x}" for part in parts)

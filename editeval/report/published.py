@@ -1,0 +1,71 @@
+"""Published numbers of arXiv 2410.18785, with what is doubtful about each: drawn beside ours where the same cell is shown, never mixed.
+
+The numbers in `published/` were read from the tables of the paper's first version; `doubt` says where the print, or the code
+behind it, is in question. A published curve is shown where model, method, benchmark and way of scoring are the same.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+FOLDER = Path(__file__).with_name("published")
+SOURCE = "arXiv 2410.18785v1"
+DATASET = "counterfact"
+GENERATED = ("mmlu", "gsm8k", "bbh", "commonsense_qa")  # Table 6: these are decoded and parsed, the other two are likelihoods
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedRow:
+    """One printed number."""
+
+    table: str
+    model: str
+    method: str
+    num_edits: int
+    benchmark: str
+    value: float
+    doubt: str = ""
+
+    @property
+    def protocol(self) -> str:
+        """How it was scored."""
+        return "generation" if self.benchmark in GENERATED else "likelihood"
+
+
+@cache
+def published_scores() -> tuple[PublishedRow, ...]:
+    """Return Tables 1 to 5: accuracy or exact match."""
+    with (FOLDER / "scores.csv").open(newline="") as file:
+        return tuple(
+            PublishedRow(
+                table=row["table"],
+                model=row["model"],
+                method=row["method"],
+                num_edits=int(row["num_edits"]),
+                benchmark=row["benchmark"],
+                value=float(row["value"]),
+                doubt=row["doubt"],
+            )
+            for row in csv.DictReader(file)
+        )
+
+
+@cache
+def published_seconds() -> Mapping[tuple[str, str], float]:
+    """Return Table 8, by (model, method): seconds an edit over 100 edits (one of eight RTX 4090)."""
+    with (FOLDER / "seconds.csv").open(newline="") as file:
+        return {(row["model"], row["method"]): float(row["seconds"]) / 100 for row in csv.DictReader(file) if row["num_edits"] == "100"}
+
+
+def published_curve(model: str, method: str, dataset: str, benchmark: str, protocol: str) -> tuple[PublishedRow, ...]:
+    """Return the printed rows of one curve by number of edits, the unedited model's first; empty where the cell was not published."""
+    if dataset != DATASET:
+        return ()
+    name = benchmark.replace("-", "_").removesuffix("_generative")
+    mine = [row for row in published_scores() if (row.model, row.benchmark, row.protocol) == (model, name, protocol)]
+    edited = sorted((row for row in mine if row.method == method), key=lambda row: row.num_edits)
+    return (*(row for row in mine if row.method == "none"), *edited) if edited else ()

@@ -1,0 +1,246 @@
+"""The page over many runs: complete, self-contained, and at work in a browser."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from editeval.__main__ import main
+from editeval.report.charts import Curve, Panel, Point, chart_csv
+from editeval.report.drawing import scene
+from editeval.report.published import published_curve, published_scores, published_seconds
+from editeval.report.scene import png, svg
+from editeval.report.series import series_of
+from editeval.report.study import read_study, studies
+from editeval.report.study_build import StudyFiles, write_study
+from editeval.report.study_charts import charts
+from tests.report.browser import CHROMIUM, Page
+from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run
+from tests.report.test_report import PageReader
+
+HOSTILE = "</script><img src=x onerror=alert(1)>"
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("runs")
+    benchmarks = (
+        Planted(name="mmlu", kept=falls_at(20), n=40),
+        Planted(name="gsm8k", kept=falls_at(10), n=40, chance=0, base=0.5, generated=True),
+        Planted(name="truthfulqa", kept=keeps(1.0), n=40),
+    )
+    runs = [
+        PlantedRun(model=model, method=method, seed=seed, rungs=(1, 10), benchmarks=benchmarks)
+        for model in ("llama2-7b", "llama2-7b-chat")
+        for method in ("rome", "memit", HOSTILE)
+        for seed in (0, 1)
+    ]
+    return [write_run(root, run) for run in runs]
+
+
+@pytest.fixture(scope="module")
+def files(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> StudyFiles:
+    return write_study(folders, tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture(scope="module")
+def page(files: StudyFiles) -> str:
+    return files.html.read_text()
+
+
+# -- from disk -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_well_formed_and_asks_nothing_of_the_network(page: str) -> None:
+    reader = PageReader(page)
+    assert reader.open == []
+    addresses = [value for _, attributes in reader.tags for name, value in attributes.items() if name in ("src", "href") and value]
+    assert all(re.match(r"#|data:,|figures/|\.\./", address) for address in addresses), addresses
+    assert "@import" not in page
+    assert HOSTILE not in page
+
+
+def test_every_figure_has_a_text_alternative_and_edit_quality_stands_beside_ability(page: str) -> None:
+    pictures = re.findall(r'<svg [^>]*aria-label="([^"]*)"', page)
+    assert len(pictures) > 10
+    assert all("unedited" in told or re.search(r"\d", told) for told in pictures)
+    for chart in re.findall(r'<details class="chart".*?</details>', page, flags=re.DOTALL):
+        if "retained" in chart or "ability kept" in chart:
+            assert 'class="quality"' in chart or "efficacy" in chart
+
+
+def test_every_question_has_its_verdict_and_every_statement_its_reason(page: str, files: StudyFiles) -> None:
+    for verdict in files.verdicts:
+        assert verdict.reason
+        assert page.count(f">{verdict.outcome}</span>") >= 1
+    assert {verdict.question for verdict in files.verdicts} == {"rq1", "rq2", "rq3", "rq4", "rq5"}
+
+
+def test_every_figure_is_there_as_picture_drawing_and_numbers(files: StudyFiles) -> None:
+    names = {path.stem for path in files.figures.iterdir()}
+    assert {"rq1-llama2-7b", "rq2-llama-2-7b", "rq4-llama2-7b", "rq5-llama2-7b", "retention-llama2-7b", "monitors-llama2-7b"} <= names
+    for name in names:
+        with Image.open(files.figures / f"{name}.png") as picture:
+            assert picture.size[0] > 300
+        ElementTree.fromstring((files.figures / f"{name}.svg").read_text())
+        rows = list(csv.DictReader((files.figures / f"{name}.csv").read_text().splitlines()))
+        assert rows
+        assert {row["source"] for row in rows} <= {"measured", "published"}
+
+
+def test_the_same_runs_give_the_same_files(files: StudyFiles, folders: list[Path], tmp_path: Path) -> None:
+    again = write_study(folders, tmp_path / "a" / "b")
+    for path in files.figures.iterdir():
+        assert (again.figures / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_the_command_reports_many_runs_on_one_page(folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", *map(str, folders[:2]), "--to", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "F4.1a" in said
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+# -- published numbers -----------------------------------------------------------------------------------------------------
+
+
+def test_published_rows_are_the_papers_and_their_doubts_are_noted() -> None:
+    rows = {(row.table, row.model, row.method, row.num_edits, row.benchmark): row for row in published_scores()}
+    assert len(rows) == len(published_scores()) == 930
+    assert rows["Table 2", "llama2-7b", "rome", 50, "mmlu"].value == 0.2701
+    assert rows["Table 5", "mistral-7b", "rome", 100, "toxigen"].value == 0.5667
+    assert "probably .0886" in rows["Table 2", "llama2-7b", "grace", 20, "gsm8k"].doubt
+    assert "base model's row" in rows["Table 3", "llama2-7b-chat", "rome", 50, "mmlu"].doubt
+    assert published_seconds()["llama2-7b", "memit"] == pytest.approx(24.14)
+
+
+def test_a_published_curve_is_only_for_the_same_cell() -> None:
+    found = published_curve("llama2-7b", "rome", "counterfact", "gsm8k", "generation")
+    assert [row.num_edits for row in found] == [0, 1, 5, 10, 20, 50, 100]
+    assert not published_curve("llama2-7b", "rome", "counterfact", "mmlu", "likelihood")  # it was scored by generation
+    assert not published_curve("llama2-7b", "rome", "zsre", "gsm8k", "generation")
+    assert not published_curve("smollm2-135m", "rome", "counterfact", "gsm8k", "generation")
+
+
+def test_published_numbers_are_drawn_apart_and_never_averaged_with_ours(folders: list[Path]) -> None:
+    known = studies()
+    series = series_of(read_study(folders[:6], known), known)
+    chart = next(chart for chart in charts(series, known) if chart.name == "rq1-llama2-7b")
+    panel = next(panel for panel in chart.panels if isinstance(panel, Panel) and panel.title.startswith("gsm8k"))
+    published = [curve for curve in panel.curves if curve.published]
+    assert {curve.method for curve in published} == {"rome", "memit"}
+    ours = next(curve for curve in panel.curves if curve.method == "rome" and curve.seed is None and not curve.published)
+    column = next(column for column in series[0].columns if column.benchmark == "gsm8k")
+    rome = next(one for one in series if one.method == "rome")
+    assert ours.points[0].y == pytest.approx(sum(run.table.cells[(0, column)].value for run in rome.runs) / 2)
+    assert "published" in chart_csv(chart)
+
+
+# -- drawing ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_panel_draws_every_curve_inside_its_axes_and_tells_its_numbers() -> None:
+    points = (Point(0, 1.0, 1.0, 1.0), Point(1000, 0.25, 0.1, 3.0))
+    panel = Panel(title="t", unit="u", curves=(Curve(label="rome", model="m", method="rome", dataset="d", points=points),))
+    drawn = svg([scene(panel)], in_page=True)
+    ys = [float(y) for path in re.findall(r'<path d="M([^"hz]*)', drawn) for y in re.findall(r"[\d.]+ ([\d.]+)", path)]
+    assert all(0 <= y <= 240 for y in ys)
+    assert "0.250 at 1000" in drawn
+    assert 'data-method="rome"' in drawn
+    assert png([scene(panel)]) == png([scene(panel)])
+
+
+# -- in a browser ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def browser(files: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with Page(tmp_path_factory.mktemp("profile")) as page:
+        page.open(files.html.as_uri())
+        yield page
+
+
+SHOWN = "[...document.querySelectorAll('#run-table tbody tr')].filter(row => !row.hidden).length"
+CURVES = "[...document.querySelectorAll('figure:not([hidden]) .curve[data-method]:not([hidden])')]"
+METHODS = f"[...new Set({CURVES}.map(curve => curve.dataset.method))].sort()"
+
+
+@needs_browser
+def test_it_loads_without_errors_and_asks_for_itself_alone(browser: Page, files: StudyFiles) -> None:
+    assert browser.run(SHOWN) == 12
+    assert browser.problems == []
+    assert set(browser.requests) == {files.html.as_uri()}
+
+
+@needs_browser
+def test_filters_hide_what_is_not_chosen_and_the_button_shows_it_again(browser: Page) -> None:
+    browser.run("document.querySelector('input[name=method][value=memit]').click()")
+    assert browser.run(SHOWN) == 8
+    assert "memit" not in browser.run(METHODS)
+    assert browser.run("document.getElementById('state').textContent") == "8 of 12 runs shown"
+    assert "method=" in browser.run("location.search")
+    browser.run("document.querySelector('button[type=reset]').click()")
+    assert browser.run(f"new Promise(done => setTimeout(() => done({SHOWN}), 50))") == 12
+
+
+@needs_browser
+def test_a_chosen_seed_shows_its_own_curves_instead_of_all_together(browser: Page) -> None:
+    curves = "[...document.querySelectorAll('figure.quality:not([hidden]) .curve[data-seed]:not([hidden])')]"
+    seeds = f"[...new Set({curves}.map(curve => curve.dataset.seed))]"
+    assert browser.run(seeds) == ["all"]
+    browser.run("document.querySelector('input[name=seed][value=\"1\"]').click()")
+    assert browser.run(seeds) == ["0"]
+    browser.run("document.querySelector('input[name=seed][value=\"1\"]').click()")
+
+
+@needs_browser
+def test_single_items_show_what_was_written_before_and_after(browser: Page) -> None:
+    told = browser.run("document.getElementById('item-list').textContent")
+    assert "The home of person" in told
+    assert "Paris" in told
+    browser.run("const w = document.getElementById('which'); w.value = 'gsm8k'; w.dispatchEvent(new Event('change'))")
+    assert "The home of person" not in browser.run("document.getElementById('item-list').textContent")
+
+
+@needs_browser
+def test_the_keyboard_reaches_and_opens_a_filter_and_escape_closes_it(browser: Page) -> None:
+    browser.run("document.querySelector('.filter summary').focus()")
+    browser.key("Enter", 13, "\r")
+    assert browser.run("document.querySelector('.filter').open") is True
+    browser.key("Tab", 9)
+    browser.key("Tab", 9)
+    browser.key("Tab", 9)
+    assert browser.run("document.activeElement.name") == "model"
+    browser.key("Escape", 27)
+    assert browser.run("document.querySelector('.filter').open") is False
+
+
+@needs_browser
+def test_a_column_head_sorts_numbers_as_numbers(browser: Page) -> None:
+    browser.run("[...document.querySelectorAll('.sort')].find(b => b.textContent === 'seed').click()")
+    assert browser.run("document.querySelector('#run-table tbody tr').children[3].textContent") == "0"
+    browser.run("[...document.querySelectorAll('.sort')].find(b => b.textContent === 'seed').click()")
+    assert browser.run("document.querySelector('#run-table tbody tr').children[3].textContent") == "1"
+
+
+@needs_browser
+def test_on_a_phone_nothing_is_wider_than_the_screen(files: StudyFiles, tmp_path: Path) -> None:
+    with Page(tmp_path / "profile", width=390, height=800, dark=True) as page:
+        page.open(files.html.as_uri())
+        assert page.run("document.documentElement.scrollWidth") <= 390
+        assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
+        assert page.problems == []
+
+
+def test_item_data_is_json_whatever_the_texts_hold(page: str) -> None:
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.DOTALL).group(1))  # type: ignore[union-attr]
+    assert any(run["method"] == HOSTILE for run in data["runs"])
+    assert all(len(item) == 7 for run in data["runs"] for item in run["items"])
