@@ -1,4 +1,4 @@
-"""`python -m editeval status | retry | sync | report | verify | export | bisect | diff | doctor`: what is on disk, what is left to do."""
+"""`python -m editeval status | retry | sync | report | verify | export | bisect | diff | doctor | prefetch`: on disk, and left to do."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from editeval.types import EditevalError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,26 +86,51 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("overrides", nargs="*", default=[], help="settings, as on the command line of launch.py")
     doctor.add_argument("--offline", action="store_true", help="prove that the run needs no network: every file must be on this machine")
     doctor.set_defaults(command=_doctor)
+
+    fetch = commands.add_parser("prefetch", help="fill a folder with all that a run reads, for machines without network")
+    fetch.add_argument("overrides", nargs="*", default=[], help="settings, as on the command line of launch.py")
+    fetch.add_argument("--to", type=Path, required=True, help="folder to fill; a stopped call is repeated")
+    fetch.set_defaults(command=_prefetch)
     return parser
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    # Before the hub's client is imported, which reads them once: the doctor fetches nothing, with or without --offline.
-    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+def _composed(overrides: list[str]) -> DictConfig:
+    """Return the config of a command line of launch.py.
+
+    Raises:
+        EditevalError: it does not compose; one sentence.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     try:
         with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
-            config = compose("config", overrides=options.overrides)
+            config: DictConfig = compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
         raise EditevalError(" ".join(str(error).split())) from error
+    return config
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    # Before the hub's client is imported, which reads them once: the doctor fetches nothing, with or without --offline.
+    os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1")
+    config = _composed(options.overrides)
     from editeval.sweep.doctor import diagnose
 
     diagnosis = diagnose(config, offline=options.offline)
     print("\n".join(diagnosis.lines()))  # noqa: T201
     return 0 if diagnosis.ready else 1
+
+
+def _prefetch(options: argparse.Namespace) -> int:
+    config = _composed([*options.overrides, "paths.data=null"])
+    from editeval.prefetch import prefetch
+
+    found = prefetch(config, options.to.resolve())
+    print(f"{len(found.files)} files in {found.folder}, fetched now: {', '.join(found.fetched) or 'nothing'}")  # noqa: T201
+    print(f"without network: python launch.py {' '.join([*options.overrides, *found.overrides])}")  # noqa: T201
+    return 0
 
 
 def _runs(folder: Path) -> list[Path]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from editeval.edits.delta import Edit
@@ -143,6 +144,19 @@ class ChecksModel(Protocol):
 
     def check_model(self, model: EditedModel) -> None:
         """Raise ConfigError when this model cannot read the questions; makes no forward pass."""
+        ...
+
+
+@runtime_checkable
+class Fetches(Protocol):
+    """Something of a run that may come over the network, and can be copied to where it is found without one."""
+
+    def fetch(self, folder: Path) -> tuple[Path, ...]:
+        """Copy what this needs to where it looks for it inside `folder` (as `paths.data`); return every file, none if it needs none.
+
+        Raises:
+            ConfigError, DatasetError: it cannot be had.
+        """
         ...
 
 

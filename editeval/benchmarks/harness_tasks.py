@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from editeval.benchmarks.local_data import LocalData
+from editeval.benchmarks.local_data import SUFFIX, LocalData
 from editeval.types import ConfigError, DatasetError
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -70,6 +70,20 @@ class TaskRules:
         own = config.get("num_fewshot")
         return int(own or 0) if self.num_fewshot is None or own == 0 else self.num_fewshot
 
+    def needed_splits(self, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the splits that the task asks, and that it takes its shots from."""
+        asked = str(config.get("test_split") or config.get("validation_split"))
+        fewshot = config.get("fewshot_config") or {}
+        if self.shots(config) == 0 or "samples" in fewshot:
+            return (asked,)
+        sources = (fewshot.get("split"), config.get("fewshot_split"), config.get("training_split"), config.get("validation_split"))
+        return tuple(dict.fromkeys((asked, str(next((source for source in sources if source), asked)))))
+
+    def file_of(self, config: Mapping[str, Any], split: str) -> Path:
+        """Return where a split of the task's data lies inside the folder of local data sets."""
+        folder = self.data_folder or str(config.get("dataset_path")).rsplit("/", 1)[-1]
+        return Path(folder, config.get("dataset_name") or "", f"{split}{SUFFIX}")
+
     def local_data(self, config: Mapping[str, Any]) -> LocalData:
         """Return the folder of the task's data set."""
         assert self.data is not None
@@ -85,10 +99,7 @@ class TaskRules:
         data = self.local_data(config)
         files = data.splits(config.get("dataset_name"))
         fewshot = dict(config.get("fewshot_config") or {})
-        needed = [config.get("test_split") or config.get("validation_split")]
-        if self.shots(config) > 0 and "samples" not in fewshot:
-            sources = (fewshot.get("split"), config.get("fewshot_split"), config.get("training_split"), config.get("validation_split"))
-            needed.append(next((source for source in sources if source), needed[0]))
+        needed = self.needed_splits(config)
         for split in needed:
             if split not in files:
                 folder = next(iter(files.values())).parent

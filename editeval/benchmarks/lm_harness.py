@@ -28,6 +28,7 @@ from editeval.benchmarks.harness_results import Reading, item_records, measureme
 from editeval.benchmarks.harness_tasks import RunnableTask, TaskRules, leaves
 from editeval.benchmarks.local_data import files_hash
 from editeval.benchmarks.subset import stratified_subset
+from editeval.files import write_jsonl
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EvaluationContext
 from editeval.models.prompt_format import CHAT, RAW, chat_text, check_format, check_template
@@ -126,6 +127,26 @@ class HarnessBenchmark:
             for task, config in self._runnable(self._task_manager()):
                 for path in task.files.values():
                     self._rules.local_data(config).rows(path)
+
+    def fetch(self, folder: Path) -> tuple[Path, ...]:
+        """Copy the rows that the tasks need from the hub to where `data=folder` finds them; return the files.
+
+        Raises:
+            ConfigError: an unknown task.
+            DatasetError: a data set that the hub does not give.
+        """
+        online = replace(self, data=None)
+        tasks = online._loaded["tasks"]
+        with self._guarded():
+            needed = [
+                (tasks[task.name].dataset[split], folder / self._rules.file_of(config, split))
+                for task, config in online._runnable(online._task_manager())
+                for split in self._rules.needed_splits(config)
+            ]
+        files = {path: rows for rows, path in needed}  # several tasks may read the same file
+        for path, rows in files.items():
+            write_jsonl(path, rows)
+        return tuple(files)
 
     def check_model(self, model: EditedModel) -> None:
         """Render every prompt, once for all rungs, and see that this model can read it.
@@ -276,7 +297,7 @@ class HarnessBenchmark:
                     manager.task_index[task.name] = replace(manager.task_index[task.name], yaml_path=None, cfg=task.config)
             try:
                 loaded: Mapping[str, Any] = manager.load(list(self.tasks))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, KeyError) as error:  # no network, no such set, no such split
                 if self.data is not None:
                     raise
                 raise DatasetError(f"benchmark {self.name}: cannot fetch its data ({error}); set paths.data to a local copy") from error

@@ -15,8 +15,9 @@ import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from editeval.files import write_jsonl
 from editeval.types import ConfigError, DatasetError, content_key
 
 CLEANING_VERSION = 1  # raised when the rules below keep other text of the same files
@@ -159,10 +160,25 @@ class HubCorpus(_Amount):
         if self._local is not None:
             yield from self._local.texts()
             return
+        yield from (row[self.field] for row in self._hub_rows() if row[self.field].strip())
+
+    def fetch(self, folder: Path) -> tuple[Path, ...]:
+        """Copy the text of the hub to `local_file` inside `folder`; return it.
+
+        Raises:
+            DatasetError: the hub does not give it.
+        """
+        path = folder / self.local_file
+        try:
+            write_jsonl(path, ({self.field: row[self.field]} for row in self._hub_rows()))
+        except (OSError, ValueError) as error:
+            raise DatasetError(f"corpus {self.repository}: the hub does not give it ({error})") from error
+        return (path,)
+
+    def _hub_rows(self) -> Any:
         from datasets import load_dataset
 
-        rows = load_dataset(self.repository, self.config, split=self.split, revision=self.revision)
-        yield from (row[self.field] for row in rows if row[self.field].strip())
+        return load_dataset(self.repository, self.config, split=self.split, revision=self.revision)
 
     @property
     def _local(self) -> TextCorpus | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from editeval.datasets.rows import ON_BAD_ROW, LoadedRows, Row, RowError, RowNote, load_requests, read_rows
+from editeval.files import write_jsonl
 from editeval.types import ConfigError, DatasetError, EditRequest
 
 SUFFIXES = (".jsonl", ".json")
@@ -109,6 +110,24 @@ class RowDataset(ABC):
             ConfigError: the subset has no copy on the hub.
         """
         return load_requests(self._rows(), self.parse, on_bad_row=self.on_bad_row)
+
+    def fetch(self, folder: Path) -> tuple[Path, ...]:
+        """Copy the rows of the hub, as they are, to where `data=folder` finds them; return the file (none for a file of one's own).
+
+        Raises:
+            DatasetError: the hub does not give them, or a row cannot be read.
+            ConfigError: no copy on the hub is known.
+        """
+        if self.file is not None:
+            return ()
+        rows = []
+        for row in self._hub_rows():
+            if not isinstance(row, Row):
+                raise DatasetError(f"{row}; the copy on the hub is damaged")
+            rows.append(row.fields)
+        path = folder / f"{self._inside()}.jsonl"
+        write_jsonl(path, rows)
+        return (path,)
 
     def _rows(self) -> Iterator[Row | RowNote]:
         if self.file is not None:

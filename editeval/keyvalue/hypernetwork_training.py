@@ -28,7 +28,7 @@ from editeval.files import write_atomic
 from editeval.keyvalue.hypernetwork import EditedMap, Hypernetwork, LearningSettings
 from editeval.keyvalue.lessons import Lesson, readable
 from editeval.models.model import LanguageModel
-from editeval.types import ConfigError, EditRequest, Progress, seed_for
+from editeval.types import ConfigError, EditevalError, EditRequest, Progress, seed_for
 
 KEPT_LESSONS = 1000  # what stands before the edited layers is kept of so many rows; of more it is computed again
 MOST_HELD_BACK = 100
@@ -77,6 +77,7 @@ def train(
     Raises:
         DatasetError: no row can be learned from.
         ConfigError: too few rows to hold some back.
+        EditevalError: the trainer was told to end by a signal.
     """
     learning, held_back = _divided(readable(lm, requests), settings)
     network = Hypernetwork(maps, rank=settings.rank, rate=settings.edit_learning_rate, seed=settings.seed)
@@ -103,6 +104,10 @@ def train(
         )
         if not state.finished(settings):
             trainer.fit(module, train_dataloaders=_Steps(state, settings, len(learning), progress))
+    if not state.finished(settings):
+        raise EditevalError(
+            f"training was interrupted at step {state.step} of {settings.max_steps}; the same command goes on from what it saved"
+        )
     network.load_state_dict(state.best)
     return Trained(network=network.to(device).eval().requires_grad_(False), curve=tuple(state.curve))
 
@@ -148,7 +153,7 @@ class _Course:
             lesson = self.lesson(request)
             features = lesson.features(self.sites).of_map
             with torch.no_grad():
-                outcome = lesson.outcome({path: pair.left @ pair.right for path, pair in network(features).items()})
+                outcome = lesson.outcome(network(features))
             for name, values in columns.items():
                 value = getattr(outcome, name)
                 if value is not None:
@@ -239,7 +244,7 @@ class _Module(lightning.LightningModule):
             lesson = self._course.lesson(self._course.learning[row])
             features = lesson.features(self._course.sites).of_map
             self.network.observe(features)
-            outcome = lesson.outcome({path: pair.left @ pair.right for path, pair in self.network(features).items()})
+            outcome = lesson.outcome(self.network(features))
             losses.append(settings.edit_weight * outcome.edit_loss + settings.locality_weight * outcome.locality_loss)
         return torch.stack(losses).mean()
 

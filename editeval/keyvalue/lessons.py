@@ -5,19 +5,22 @@ The parts of the model below the edited layers run once a row; the lesson keeps 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from editeval.keyvalue.features import EditingFeatures, editing_features
 from editeval.keyvalue.fine_tuning import TargetRow, scored_row
+from editeval.keyvalue.hypernetwork import Factors
 from editeval.keyvalue.lookup import BARE, locate
 from editeval.keyvalue.suffix import next_token_logits
-from editeval.keyvalue.upper import UpperPass, changed
+from editeval.keyvalue.upper import UpperPass
 from editeval.models.model import LanguageModel
 from editeval.types import DatasetError, EditError, EditRequest
 
@@ -82,9 +85,9 @@ class Lesson:
         """Return what the edited maps get and what the loss of prompt and target wants of them, on the unedited model."""
         return editing_features(self._lm, [self._edit], sites, upper=self._edit_pass)
 
-    def outcome(self, updates: Mapping[str, Tensor]) -> Outcome:
-        """Ask under updates (d_out, d_in) of the maps, by path."""
-        with changed(self._lm.module, updates):
+    def outcome(self, updates: Mapping[str, Factors]) -> Outcome:
+        """Ask under updates of the maps, by path."""
+        with _updated(self._lm.module, updates):
             hidden_ND = self._hidden()
         count = self._num_target_tokens
         log_probs_NV = next_token_logits(self._lm, hidden_ND[:count]).log_softmax(dim=-1)
@@ -124,6 +127,23 @@ class Lesson:
     def _all_of_row(self, right_N: Tensor, numbers: range, *, start: int) -> list[bool]:
         rows_N = self._rows_N[start : start + len(right_N)]
         return [bool(right_N.cpu()[rows_N == number].all()) for number in numbers]
+
+
+@contextmanager
+def _updated(module: nn.Module, updates: Mapping[str, Factors]) -> Iterator[None]:
+    """Within the context the maps act as if their updates had been written into them; no whole matrix is made of the factors."""
+
+    def adder(update: Factors) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+            added: Tensor = arguments[0].float() @ update.right.to(output.device).T @ update.left.to(output.device).T
+            return (added + output.float()).to(output.dtype)
+
+        return hook
+
+    with ExitStack() as stack:
+        for path, update in updates.items():
+            stack.callback(module.get_submodule(path).register_forward_hook(adder(update)).remove)
+        yield
 
 
 def _rows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]], limit: int) -> tuple[TargetRow, ...]:

@@ -99,6 +99,8 @@ class MEND:
         maps = edited_maps(lm, layers)
         if self.layers is None:
             progress.message(f"method.layers is not set: editing layers {layers[0]} to {layers[-1]}, the last {len(layers)} as published")
+        if not self.accumulate:
+            progress.message("method.accumulate=false: each edit takes the last one back, as in the published evaluation code")
         path = Path(self.archive) if self.archive is not None else cache.path("mend", self._key(lm), ".safetensors")
         if not path.exists():
             with model.unedited():

@@ -8,6 +8,7 @@ What is already on this machine is used without asking the network; `revision` p
 from __future__ import annotations
 
 import json
+import shutil
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -28,6 +29,7 @@ from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
 from editeval.types import ConfigError, ModelDescription, content_key
 
+_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -111,6 +113,27 @@ class PretrainedModel:
             ConfigError: nothing there, or no fast tokenizer.
         """
         return with_pad_token(self._fetch(AutoTokenizer.from_pretrained), name=self.label)
+
+    def fetch(self, folder: Path) -> tuple[Path, ...]:
+        """Copy config, tokenizer and safetensors to `<folder>/models/<name>`, which is a `name_or_path`; return the files.
+
+        Raises:
+            ConfigError: nothing there, or no safetensors.
+        """
+        target = folder / "models" / self.label
+        checkpoint = self._checkpoint()
+        if Path(checkpoint).is_dir():
+            shutil.copytree(checkpoint, target, dirs_exist_ok=True)
+        else:
+            self._check_hub_answers()
+            try:
+                snapshot_download(checkpoint, revision=self.revision, local_dir=target, allow_patterns=list(_CHECKPOINT_FILES))
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"model {self.label}: the hub does not give {checkpoint!r} ({_first_line(error)})") from error
+        files = tuple(sorted(path for path in target.rglob("*") if path.is_file() and ".cache" not in path.parts[len(target.parts) :]))
+        if not any(path.suffix == ".safetensors" for path in files):
+            raise ConfigError(f"model {self.label}: {checkpoint} has no safetensors; convert it, or give another model.revision")
+        return files
 
     def fingerprint(self) -> str:
         """Return the content hash of the weights as loaded; weights are read only when it is not in the cache yet."""

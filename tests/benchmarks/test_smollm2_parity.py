@@ -79,5 +79,6 @@ def test_real_items_score_as_under_the_harness_own_engine(
         if "generated" in record:
             assert record["generated"] == expected["resps"][0][0]
         else:
-            assert record["log_probs"] == pytest.approx([answers[0][0] for answers in expected["resps"]], abs=1e-3)
+            # Sums of float32 logs: beyond 100 nats two kernels differ by more than 1e-3 (seen: 1.1e-3 at -255, 5e-6 of it).
+            assert record["log_probs"] == pytest.approx([answers[0][0] for answers in expected["resps"]], abs=1e-3, rel=1e-5)
         assert record["metrics"] == pytest.approx({metric: expected[metric] for metric in record["metrics"]}, abs=1e-3)

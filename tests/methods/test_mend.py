@@ -23,7 +23,7 @@ from editeval.keyvalue.upper import UpperPass
 from editeval.methods.mend import MEND, Editor, edited_maps
 from editeval.models.model import LanguageModel
 from editeval.models.tiny import TinyModel
-from editeval.types import ConfigError, DatasetError, EditRequest, Probe, SilentProgress
+from editeval.types import ConfigError, DatasetError, EditevalError, EditRequest, Probe, SilentProgress
 from tests.datasets.examples import Given
 
 CITIES = ("Oslo", "Rome", "Lima", "Cairo", "Paris", "Delhi")
@@ -72,12 +72,13 @@ class Told:
     """A progress that remembers what it was told, and may be killed after some steps of training."""
 
     killed_after: int | None = None
+    killed_by: type[BaseException] = KilledError
     messages: list[str] = field(default_factory=list)
 
     def track(self, items: Iterable[Any], *, description: str, total: int | None = None) -> Iterator[Any]:
         for number, item in enumerate(items):
             if number == self.killed_after:
-                raise KilledError
+                raise self.killed_by
             yield item
 
     def message(self, text: str) -> None:
@@ -221,6 +222,13 @@ def test_training_that_was_killed_ends_like_unbroken_training(
     assert any(f"goes on from step {saved} of 6" in text for text in told.messages) == (saved > 0)
     ours, expected = load_file(archive(cache)), load_file(archive(unbroken))
     assert [name for name in expected if not torch.equal(ours[name], expected[name])] == []
+
+
+def test_training_that_a_person_interrupts_leaves_no_archive(trained: tuple[EditedModel, Cache], tmp_path: Path) -> None:
+    trained[0].restore()
+    with pytest.raises((KeyboardInterrupt, SystemExit, EditevalError)):
+        METHOD.prepare(trained[0], Cache(tmp_path), Told(killed_after=5, killed_by=KeyboardInterrupt))
+    assert [path.name for path in (tmp_path / "mend").iterdir() if ".partial" not in path.name] == []
 
 
 def test_training_is_done_once_and_leaves_the_model_as_it_was(trained: tuple[EditedModel, Cache]) -> None:

@@ -1,0 +1,118 @@
+"""Fill a folder with all that a run reads, so that it runs where there is no network.
+
+    python -m editeval prefetch model=gpt2-xl dataset=counterfact benchmark=paper --to /scratch/editeval
+    python launch.py model=gpt2-xl dataset=counterfact benchmark=paper paths.data=/scratch/editeval \\
+        model.name_or_path=/scratch/editeval/models/gpt2-xl
+
+The folder has the layout of `paths.data`, a folder `models/`, and `prefetch.json`: the sha256 of every file, and which part of a run it
+belongs to. What is there and unchanged is not fetched again, so a stopped call is simply repeated. Task files come with the packages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from editeval.datasets.corpus import Corpus
+from editeval.experiment import build
+from editeval.files import write_atomic
+from editeval.interfaces import Benchmark, EditDataset, Fetches, ModelSource
+from editeval.types import EditevalError, Progress, SilentProgress, content_key
+
+MANIFEST = "prefetch.json"
+BLOCK = 1 << 20  # bytes hashed at once
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prefetched:
+    """What a folder holds of a run: sha256 by file (its path inside the folder), and the settings that use it."""
+
+    folder: Path
+    files: Mapping[str, str]
+    fetched: tuple[str, ...]
+    overrides: tuple[str, ...]
+
+
+def prefetch(config: DictConfig, folder: Path, progress: Progress | None = None) -> Prefetched:
+    """Fetch the model, the facts, the corpus and the data of every benchmark that the config names, each part once.
+
+    Raises:
+        EditevalError: a part cannot be had; those before it are kept, so that the call can be repeated.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = progress or SilentProgress()
+    parts: dict[str, dict[str, Any]] = _read(folder).get("parts", {})
+    used: list[str] = []
+    fetched: list[str] = []
+    overrides = [f"paths.data={folder}"]
+    for name, node, thing in _parts(config):
+        if not isinstance(thing, Fetches):
+            continue
+        settings = content_key(OmegaConf.to_container(node, resolve=True))
+        known = parts.get(name)
+        if known is None or known["settings"] != settings or not _is_whole(folder, known["files"]):
+            progress.message(f"{name}: fetching")
+            paths = thing.fetch(folder)
+            parts[name] = {"settings": settings, "files": {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}}
+            write_atomic(folder / MANIFEST, json.dumps({"parts": parts}, indent=2, sort_keys=True) + "\n")
+            fetched.append(name)
+        used.append(name)
+        if name == "model":
+            overrides.append(f"model.name_or_path={_folder_of(folder, parts[name]['files'])}")
+    files = {path: digest for name in used for path, digest in parts[name]["files"].items()}
+    return Prefetched(folder=folder, files=files, fetched=tuple(fetched), overrides=tuple(overrides))
+
+
+def damaged(folder: Path) -> tuple[str, ...]:
+    """Return the files of the manifest that are not there or not what was fetched.
+
+    Raises:
+        EditevalError: the folder has no manifest.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise EditevalError(f"{folder} has no {MANIFEST}; fill it with `python -m editeval prefetch ... --to {folder}`")
+    parts = _read(folder)["parts"].values()
+    return tuple(sorted({path for part in parts for path, digest in part["files"].items() if not _is_whole(folder, {path: digest})}))
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _parts(config: DictConfig) -> Iterator[tuple[str, DictConfig, object]]:
+    """Yield (name, settings, object) of everything that reads files, the largest last."""
+    for name, node in (config.get("benchmark") or {}).items():
+        yield f"benchmark.{name}", node, build(node, f"benchmark.{name}", Benchmark)
+    yield "dataset", config.dataset, build(config.dataset, "dataset", EditDataset)
+    yield "corpus", config.corpus, build(config.corpus, "corpus", Corpus)
+    yield "model", config.model, build(config.model, "model", ModelSource)
+
+
+def _is_whole(folder: Path, files: Mapping[str, str]) -> bool:
+    return all((folder / path).is_file() and file_hash(folder / path) == digest for path, digest in files.items())
+
+
+def _folder_of(folder: Path, files: Mapping[str, str]) -> Path:
+    return folder / Path(*Path(next(iter(files))).parts[:2])  # models/<name>
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}
+    try:
+        manifest: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise EditevalError(f"{path} cannot be read ({error}); delete it and fetch again") from error
+    return manifest
