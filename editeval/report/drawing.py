@@ -54,11 +54,11 @@ def _panel_scene(panel: Panel) -> Scene:
     groups = [Group(shapes=tuple(_axes(panel, xs, x_scale, y_scale, low, high)))]
     drawn = [(curve, tuple((x_scale(point.x), y_scale(point.y)) for point in curve.points)) for curve in panel.curves if curve.points]
     together = sorted((item for item in drawn if item[0].seed is None and not item[0].published), key=lambda item: item[1][-1][1])
-    heights = dict(zip((curve for curve, _ in together), _spread([points[-1][1] for _, points in together]), strict=True))
+    heights = dict(zip((_whose(curve) for curve, _ in together), _spread([points[-1][1] for _, points in together]), strict=True))
     for curve, points in drawn:
         shapes = _curve(curve, points, x_scale, y_scale)
-        if curve in heights:
-            end = heights[curve]
+        if not curve.published and _whose(curve) in heights:  # of one seed: where the curve of all seeds has its name
+            end = heights[_whose(curve)]
             shapes.append(Line(points=(points[-1], (RIGHT + 6, end - 3)), colour=colour(curve.colour), width=0.7))
             shapes.append(Text(x=RIGHT + 8, y=end, text=_cut(curve.label), size=9.5))
         data = {
@@ -71,6 +71,10 @@ def _panel_scene(panel: Panel) -> Scene:
             Group(shapes=tuple(shapes), title=_tell(curve), data=data if not curve.published else {**data, "source": "published"})
         )
     return Scene(width=WIDTH, height=HEIGHT, groups=tuple(groups), description=panel.description())
+
+
+def _whose(curve: Curve) -> tuple[str, str, str]:
+    return curve.label, curve.model, curve.dataset
 
 
 def _curve(curve: Curve, points: tuple[Point, ...], x_scale: _Scale, y_scale: _Scale) -> list[Shape]:

@@ -306,6 +306,7 @@ def _how() -> str:
     lines = (
         "Ability kept is (score − chance) / (unedited score − chance) on the same items. Intervals are Fieller's, at 95%, over items "
         "and, with several seeds, over orders of edits (Satterthwaite's degrees of freedom). One seed says nothing of other orders.",
+        "Filters hide; they never change a statistic: means over benchmarks, verdicts and tests are of all seeds.",
         "Means over benchmarks count those on which the unedited model is above chance, all scored in the same way.",
         "A series confirms that a method preserves ability only if its edits are there: efficacy over all edits so far, "
         "its lower bound at least 0.1 above the unedited model's.",
