@@ -66,11 +66,15 @@ class SideMemoryDelta:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryDelta:
-    """Facts that a memory takes in, in order: full prompts, subjects and targets as text, `embeddings` (n, d) float32 on the CPU."""
+    """Facts that a memory takes in, in order: full prompts, subjects and targets as text, `embeddings` (n, d) float32 on the CPU.
+
+    `demonstrations` are texts that show how a fact is to be used, for each fact; a method that shows nothing has an empty tuple for each.
+    """
 
     prompts: tuple[str, ...]
     subjects: tuple[str, ...]
     targets: tuple[str, ...]
+    demonstrations: tuple[tuple[str, ...], ...]
     embeddings: Tensor
 
 

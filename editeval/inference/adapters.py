@@ -100,9 +100,14 @@ class ActivationAdapter(Adapter, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """How a request is answered: with `prefix` before its text, by `model` (None: the edited model itself)."""
+    """How a request is answered: with `demonstrations` and `prefix` before its text, by `model` (None: the edited model itself).
+
+    Where the model has no room for all of that, demonstrations are left out, the first of them first; where even the prefix has none, the
+    request is asked as it is.
+    """
 
     prefix: str
+    demonstrations: tuple[str, ...] = ()
     model: EditedModel | None = None
 
 
