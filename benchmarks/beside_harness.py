@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """A benchmark of `conf/benchmark/` and what is asked of it: its settings changed, and how many requests at most are kept."""
+    """A benchmark of `conf/benchmark/` and the settings that are changed."""
 
     benchmark: str
     changes: Mapping[str, Any]
