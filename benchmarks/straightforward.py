@@ -1,7 +1,8 @@
 """ROME written straight from the paper, with nothing saved: the oracle of the tests and the baseline of `edit_speed.py`.
 
-Every step runs the whole model forward and backward over every position of every prompt, with logits everywhere; C is inverted
-explicitly. Source: Meng et al. 2022, arXiv:2202.05262, section 3.1. Independent of `editeval.keyvalue` but for the token positions.
+Every step runs the whole model forward and backward over every position of every prompt, with logits everywhere; each edit solves a
+dense system with C in float64. Source: Meng et al. 2022, arXiv:2202.05262, section 3.1. Independent of `editeval.keyvalue` but for the
+token positions.
 """
 
 from __future__ import annotations
@@ -73,16 +74,16 @@ def full_target_value(
     return FullResult(deltas={site: delta.detach() for site, delta in deltas.items()}, losses=losses)
 
 
-def full_rome(lm: LanguageModel, fact: FactRows, *, site: str, settings: TargetSettings, inverse: Tensor) -> FullUpdate:
-    """Compute ROME's update as published: u from the mean key, the solve at the bare prompt."""
+def full_rome(lm: LanguageModel, fact: FactRows, *, site: str, settings: TargetSettings, covariance: Tensor) -> FullUpdate:
+    """Compute ROME's update as published: u from the mean key, by a dense float64 solve, and the division by the bare prompt's key."""
     keys = _states(lm, fact.prompts, [site], outputs=False)[site]
-    direction = inverse @ keys.mean(dim=0).to(inverse.dtype)
+    direction = torch.linalg.solve(covariance.double(), keys.mean(dim=0).double())
     direction = direction / direction.norm()
     result = full_target_value(lm, fact, sites=[site], settings=settings)
     key = _states(lm, fact.prompts[:1], [site], outputs=False)[site][0]
     # The delta was optimised from the value at the bare prompt, so it is the target minus the current value there.
-    left = result.deltas[site].to(inverse.dtype)
-    return FullUpdate(left=left / (direction @ key.to(inverse.dtype)), right=direction, result=result)
+    left = result.deltas[site].double()
+    return FullUpdate(left=left / (direction @ key.double()), right=direction, result=result)
 
 
 def _negative_log_likelihood(log_probs: Tensor, row: Located) -> Tensor:

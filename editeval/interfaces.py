@@ -99,8 +99,17 @@ def attach(method: EditMethod, model: EditedModel, cache: Cache, progress: Progr
 class Predictable(Protocol):
     """A method that can say what it will need (memory, disk, operations) before anything is loaded; optional."""
 
-    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
-        """Return the prediction, from shapes alone."""
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint | None:
+        """Return the prediction, from shapes alone; None where it follows a method that cannot say."""
+        ...
+
+
+@runtime_checkable
+class UsesStatistics(Protocol):
+    """A method that needs statistics of the unedited model, and can say which are not in the cache yet; optional."""
+
+    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
+        """Return the module paths whose statistics must be computed first; all of them where the model's fingerprint is not known."""
         ...
 
 

@@ -67,10 +67,14 @@ def _query_position(adapter: ActivationAdapter, pair: TokenPair) -> int:
 
 
 def _prompt_paths(rows: Sequence[Row], queries: Sequence[int]) -> list[PromptPath]:
-    """Return the nodes up to every place in a batch where an adapter looks; a place that several pairs share once."""
-    members = [(number, row, member) for number, row in enumerate(rows) for member in row.members]
-    paths = [(number, path_to(row, member.nodes[-1])[: queries[member.pair] + 1]) for number, row, member in members]
-    return [PromptPath(row=number, nodes=nodes) for number, nodes in dict.fromkeys(paths)]
+    """Return the nodes up to every place in a batch where an adapter looks, and those behind it; a place that pairs share once."""
+    answers: dict[tuple[int, tuple[int, ...]], set[int]] = {}
+    for number, row in enumerate(rows):
+        for member in row.members:
+            path = path_to(row, member.nodes[-1])
+            query = queries[member.pair] + 1
+            answers.setdefault((number, path[:query]), set()).update(path[query:])
+    return [PromptPath(row=number, nodes=nodes, answer=tuple(sorted(answer))) for (number, nodes), answer in answers.items()]
 
 
 def _read_scores(logits_NV: Tensor, rows: Sequence[Row], pairs: Sequence[TokenPair]) -> dict[int, ContinuationScore]:

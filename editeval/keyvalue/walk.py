@@ -89,7 +89,7 @@ class LayerWalk:
 
     def _run(self, batch: _Batch, layer: int, hidden_BTD: Tensor) -> Tensor:
         arguments, keywords = batch.calls[layer]
-        with torch.no_grad(), _updated(self._lm.module, self._added if layer == self.layer else {}):
+        with torch.no_grad(), updated(self._lm.module, self._added if layer == self.layer else {}):
             output = self._lm.layer_module(self._lm.sites.layers, layer)(hidden_BTD, *arguments, **keywords)
         result = output[0] if isinstance(output, tuple) else output
         assert isinstance(result, Tensor)
@@ -139,7 +139,7 @@ def _batches(lm: LanguageModel, rows: Sequence[Sequence[int]], *, first: int, la
 
 
 @contextmanager
-def _updated(module: nn.Module, updates: Updates) -> Iterator[None]:
+def updated(module: nn.Module, updates: Updates) -> Iterator[None]:
     """Within the context the linear maps at these paths act as if their updates had been written into them."""
 
     def adder(deltas: Sequence[LowRankDelta]) -> Any:

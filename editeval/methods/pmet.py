@@ -20,11 +20,13 @@ from torch import Tensor
 
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
+from editeval.keyvalue.covariance import missing_covariances
 from editeval.keyvalue.footprint import INVERSE, attention_maps, locate_footprint, mlp_maps
 from editeval.keyvalue.inverse import covariance_solvers
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.solve import regularised_keys
 from editeval.keyvalue.spread import SpreadEditor, Target
+from editeval.models.sites import sites_for
 from editeval.types import ConfigError, Footprint, ModelDescription, Progress, Workload
 
 PUBLISHED_DEPTHS = (13 / 48, 17 / 48)  # layers 13 to 17 of GPT-2 XL's 48
@@ -73,7 +75,10 @@ class PMET(SpreadSettings):
 
     def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
         """Return the maps whose second moments must be computed first."""
-        return self.maps_without_covariance(model, self.layers_of(model, PUBLISHED_DEPTHS), fingerprint, cache)
+        layers = self.layers_of(model, PUBLISHED_DEPTHS)
+        attention = [sites_for(model.model_type).attention_out.format(layer) for layer in layers] if self.edit == "both" else []
+        found = self.maps_without_covariance(model, layers, fingerprint, cache)
+        return (*found, *missing_covariances(attention, self.covariance_source, fingerprint=fingerprint, cache=cache))
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> SpreadEditor:
         """Return the editor; prefixes and covariances are of the unedited model and come from the cache if they are there."""

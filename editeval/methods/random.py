@@ -17,7 +17,7 @@ from torch import Tensor
 from editeval.edits.delta import DenseDelta, Edit, LowRankDelta, WeightDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import EditMethod, Predictable
+from editeval.interfaces import EditMethod, Predictable, UsesStatistics
 from editeval.interfaces import Editor as InnerEditor
 from editeval.keyvalue.spread import update_norm
 from editeval.types import ConfigError, EditError, EditRequest, Footprint, ModelDescription, Progress, Workload, seed_for
@@ -47,11 +47,13 @@ class RandomEdit:
         """Check the method that it follows."""
         self.of.check(model)
 
-    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
-        """Predict memory, disk and operations from shapes."""
-        if not isinstance(self.of, Predictable):
-            raise ConfigError(f"method.of={type(self.of).__name__} says nothing of what it needs")
-        return self.of.footprint(model, workload)
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint | None:
+        """Predict memory, disk and operations as the method that it follows does, if that can."""
+        return self.of.footprint(model, workload) if isinstance(self.of, Predictable) else None
+
+    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
+        """Return what the method that it follows must compute first."""
+        return self.of.missing_statistics(model, fingerprint, cache) if isinstance(self.of, UsesStatistics) else ()
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor."""

@@ -4,8 +4,8 @@
     python -m editeval doctor --offline model=gpt2-xl paths.data=/local/mirror     # on a node without network
 
 Nothing is downloaded and no weights are read: memory, disk and operations follow from shapes, and the run's own checks are made with
-the hub switched off, so what they find is on this machine. Without `--offline` a file that the run would fetch is a note; with it, or
-where an account must accept a licence first, it is missing.
+the hub switched off, so what they find is on this machine. A file that the run would fetch is a note; it is missing with `--offline`,
+where `paths.data` names a folder that lacks it, and where an account must accept a licence first.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 
 from editeval.experiment import build, rungs_of
 from editeval.files import Cache
-from editeval.interfaces import Benchmark, EditDataset, EditMethod, ModelSource, Predictable
+from editeval.interfaces import Benchmark, EditDataset, EditMethod, ModelSource, Predictable, UsesStatistics
 from editeval.models.load import DTYPES, description_of
 from editeval.models.shapes import is_gated, published_config, weight_bytes
 from editeval.runner.loggers import has_wandb_account
@@ -41,14 +41,19 @@ ABSENT_GPU_OPERATIONS = 5e13  # a second, where a GPU is planned for that is not
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Predicted needs of a run, in bytes and seconds. `device` holds what lies on the model's device, by what it is for."""
+    """Predicted needs of a run, in bytes and seconds. `device` holds what lies on the model's device, by what it is for.
+
+    Where the method says nothing of what it needs, `method_predicted` is false: the bytes are those of model and evaluation alone, and
+    `seconds_per_edit` is None unless earlier runs tell it.
+    """
 
     device: Mapping[str, int]
     host: int
     disk: int
-    seconds_per_edit: float
+    seconds_per_edit: float | None
     seconds_once: float
     seconds_from: str
+    method_predicted: bool = True
 
     @property
     def device_bytes(self) -> int:
@@ -96,24 +101,30 @@ def diagnose(config: DictConfig, *, offline: bool) -> Diagnosis:
             _checked(findings, "settings of the method", lambda: method.check(shape[0]))
             plan = _checked(findings, "plan", lambda: plan_of(config, method, *shape))
             findings += _statistics(config, source, method, shape[0])
-    away = "missing" if offline else "note"
     for name, group in (("dataset", {"": config.dataset}), ("benchmark", config.get("benchmark") or {})):
         kind: type[Any] = EditDataset if name == "dataset" else Benchmark
         for key, node in group.items():
             where = f"{name}.{key}" if key else name
-            _checked(findings, where, lambda node=node, where=where, kind=kind: build(node, where, kind).check(), problem=away)  # type: ignore[misc]
+            # A local file that is not there cannot be fetched by the run; what comes from the hub can, where there is network.
+            is_local = any(node.get(setting) is not None for setting in ("data", "file"))
+            problem = "missing" if offline or is_local else "note"
+            _checked(findings, where, lambda node=node, where=where, kind=kind: build(node, where, kind).check(), problem=problem)  # type: ignore[misc]
     findings += _wandb(config)
     if plan is not None:
         findings += _room(config, plan)
+        if not plan.method_predicted:
+            text = f"what method {config.method.name} needs beside the model is not predicted: memory and disk are more than said above"
+            findings.append(Finding(kind="note", text=text))
     return Diagnosis(plan=plan, findings=tuple(findings))
 
 
 def plan_of(config: DictConfig, method: EditMethod, model: ModelDescription, weights: int) -> Plan:
     """Predict the needs of a run of `method` on a model of this shape, whose weights take `weights` bytes."""
     element = _element_bytes(config)
-    needs = Footprint()
+    predicted = None
     if isinstance(method, Predictable):
-        needs = method.footprint(model, Workload(element_bytes=element, batch_size=int(config.batch_size)))
+        predicted = method.footprint(model, Workload(element_bytes=element, batch_size=int(config.batch_size)))
+    needs = predicted if predicted is not None else Footprint()
     evaluating = int(config.engine.batch_tokens) * (EVALUATION_WIDTHS * model.hidden_size + 3 * model.intermediate_size) * element
     evaluating += model.vocab_size * 4 * 256  # logits of a few hundred scored positions at once
     phases = {**needs.peak_bytes, "evaluating": evaluating}
@@ -122,8 +133,11 @@ def plan_of(config: DictConfig, method: EditMethod, model: ModelDescription, wei
     on_gpu = _wants_gpu(config)
     device = {"weights": weights, **held, largest: phases[largest], **({"CUDA itself": CONTEXT_BYTES} if on_gpu else {})}
     edits = rungs_of(config.num_edits)[-1]
-    seconds, origin = _seconds(config, needs.edit_operations, gpu=on_gpu)
-    rate, _ = _rate(gpu=on_gpu)
+    rate, origin = _rate(gpu=on_gpu)
+    seconds = needs.edit_operations / rate if predicted is not None else None
+    measured = _measured_seconds(config)
+    if measured is not None:
+        seconds, origin = measured, "median of earlier runs here"
     return Plan(
         device=device,
         host=needs.host_bytes + (weights if on_gpu else 0),
@@ -131,6 +145,7 @@ def plan_of(config: DictConfig, method: EditMethod, model: ModelDescription, wei
         seconds_per_edit=seconds,
         seconds_once=needs.once_operations / rate,
         seconds_from=origin,
+        method_predicted=predicted is not None,
     )
 
 
@@ -171,11 +186,10 @@ def _model_files(source: ModelSource, *, offline: bool) -> list[Finding]:
 
 def _statistics(config: DictConfig, source: ModelSource, method: EditMethod, model: ModelDescription) -> list[Finding]:
     """Say whether the key statistics are in the cache; they are computed where they are not."""
-    missing_of = getattr(method, "missing_statistics", None)
-    if missing_of is None:
+    if not isinstance(method, UsesStatistics):
         return []
     fingerprint = source.known_fingerprint() if hasattr(source, "known_fingerprint") else None
-    missing = missing_of(model, fingerprint, Cache(Path(config.paths.cache)))
+    missing = method.missing_statistics(model, fingerprint, Cache(Path(config.paths.cache)))
     if not missing:
         return [Finding(kind="ok", text="key statistics")]
     why = "the weights were never read here, so whose they are is not known" if fingerprint is None else ", ".join(missing)
@@ -234,13 +248,9 @@ def _element_bytes(config: DictConfig) -> int:
     return torch.tensor([], dtype=DTYPES[str(config.model.get("dtype") or "float32")]).element_size()
 
 
-def _seconds(config: DictConfig, operations: float, *, gpu: bool) -> tuple[float, str]:
-    """Return seconds an edit, from earlier runs of this pair where there are some, and where the number comes from."""
-    measured = read_history(Path(config.paths.runs)).edit_seconds.get((str(config.model.name), str(config.method.name)))
-    if measured is not None:
-        return measured, "median of earlier runs here"
-    rate, origin = _rate(gpu=gpu)
-    return operations / rate, origin
+def _measured_seconds(config: DictConfig) -> float | None:
+    """Return seconds an edit of earlier runs of this pair, if there are some."""
+    return read_history(Path(config.paths.runs)).edit_seconds.get((str(config.model.name), str(config.method.name)))
 
 
 def _rate(*, gpu: bool) -> tuple[float, str]:
@@ -260,11 +270,12 @@ def _rate(*, gpu: bool) -> tuple[float, str]:
 def _plan_lines(plan: Plan) -> list[str]:
     parts = ", ".join(f"{name} {_size(size)}" for name, size in plan.device.items())
     once = f"; getting ready about {plan.seconds_once:.0f} s, once" if plan.seconds_once >= 1 else ""
+    seconds = "not predicted" if plan.seconds_per_edit is None else f"about {plan.seconds_per_edit:.2g} ({plan.seconds_from})"
     return [
         f"memory on the model's device: {_size(plan.device_bytes)} ({parts})",
         f"memory of the host beside it: {_size(plan.host)}",
         f"disk: {_size(plan.disk)} (statistics and journal)",
-        f"seconds per edit: about {plan.seconds_per_edit:.2g} ({plan.seconds_from}){once}",
+        f"seconds per edit: {seconds}{once}",
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,6 +110,37 @@ def test_what_a_first_run_would_fetch_is_a_note_with_network_and_missing_without
     assert with_network.ready
     assert not without.ready
     assert [finding.kind for finding in without.findings if "model files" in finding.text] == ["missing"]
+
+
+def test_a_data_file_that_paths_data_lacks_is_missing_with_network_too(compose_config: Compose, tmp_path: Path) -> None:
+    lacking = diagnose(compose_config("model=tiny-gpt2", "dataset=counterfact", f"paths.data={tmp_path}", EDITS), offline=False)
+    assert not lacking.ready
+    assert [finding.kind for finding in lacking.findings if finding.text.startswith("dataset: ")] == ["missing"]
+    from_hub = diagnose(compose_config("model=tiny-gpt2", "dataset=counterfact", EDITS), offline=False)
+    assert [finding.kind for finding in from_hub.findings if finding.text.startswith("dataset")] == ["note"]
+
+
+@pytest.mark.parametrize("method", [["method=grace"], ["method=random", "method@of=ft-m"]])
+def test_a_method_that_says_nothing_of_its_needs_is_named_as_unpredicted(compose_config: Compose, method: list[str]) -> None:
+    diagnosis = diagnose(compose_config("model=tiny-gpt2", *method, EDITS), offline=False)
+    assert diagnosis.ready
+    assert any(finding.kind == "note" and "is not predicted" in finding.text for finding in diagnosis.findings)
+    assert any("seconds per edit: not predicted" in line for line in diagnosis.lines())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "count"),
+    [(["method=pmet"], 1), (["method=pmet", "method.edit=both"], 2), (["method=random", "method@of=rome"], 1)],
+)
+def test_statistics_of_every_edited_map_are_asked_for(compose_config: Compose, overrides: list[str], count: int) -> None:
+    layer = [] if "method=random" in overrides else ["method.layers=[1]"]
+    found = diagnose(compose_config("model=tiny-gpt2", *overrides, *layer, EDITS), offline=False).findings
+    assert any(f"key statistics of {count} maps" in finding.text for finding in found)
+
+
+def test_a_wrong_setting_is_named_before_torch_is_imported() -> None:
+    code = "import sys; from editeval.__main__ import main; main(['doctor', 'method.lyer=1']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
 def test_a_gpu_that_is_planned_for_and_not_there_is_missing(compose_config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:

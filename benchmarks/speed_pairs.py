@@ -1,0 +1,133 @@
+"""Each method twice for `edit_speed.py`: as editeval computes it, and straight from its paper (`straightforward*.py`).
+
+Both return dW (d_out, d_in), float64, by site, for one fact in the model's current state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benchmarks.speed_setup import Setup, prefixes
+from benchmarks.straightforward import full_rome
+from benchmarks.straightforward_spread import FullSpread, alphaedit_solve, full_spread, memit_solve
+from editeval.edits.delta import LowRankDelta
+from editeval.keyvalue.null_space import KeyMemory
+from editeval.keyvalue.solve import regularised_keys
+from editeval.keyvalue.spread import Solve, SpreadEditor, Target
+from editeval.keyvalue.target_value import TargetSettings, fact_rows, optimise
+from editeval.methods.rome import rank_one_update
+from editeval.types import EditRequest
+
+# Published for GPT-2 XL, the early stop included: it ends both at the same step.
+ROME_SETTINGS = TargetSettings(num_steps=20, learning_rate=0.5, weight_decay=0.5, clamp_norm_factor=4.0, kl_factor=0.0625)
+SPREAD_SETTINGS = TargetSettings(num_steps=20, learning_rate=0.5, weight_decay=0.5, clamp_norm_factor=0.75, kl_factor=0.0625)
+ROME_PREFIXES = prefixes(long=10, short=10)
+SPREAD_PREFIXES = prefixes(long=5)
+WEIGHT = 100.0
+L2 = 1.0
+EARLIER_EDITS = 3  # facts whose keys AlphaEdit must keep while it is timed
+
+Compute = Callable[[EditRequest], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A method in both forms; `once` names what ours needs once a layer."""
+
+    ours: Compute
+    plain: Compute
+    once: str
+
+
+def rome(setup: Setup) -> Pair:
+    """ROME at a third of the depth; the plain one solves a dense system in float64 for each edit."""
+    lm, site, layer = setup.lm, setup.sites[-1], setup.layers[-1]
+
+    def ours(request: EditRequest) -> dict[str, Tensor]:
+        rows = fact_rows(lm.tokenizer, request, ROME_PREFIXES)
+        value = optimise(lm, [rows], layer=layer, sites=[site], settings=ROME_SETTINGS)[0]
+        update = rank_one_update(value, site, factor=setup.factor, key="mean")
+        return {site: update.left.double()[:, None] @ update.right.double()[None]}
+
+    def plain(request: EditRequest) -> dict[str, Tensor]:
+        rows = fact_rows(lm.tokenizer, request, ROME_PREFIXES)
+        update = full_rome(lm, rows, site=site, settings=ROME_SETTINGS, covariance=setup.covariance)
+        return {site: update.left.double()[:, None] @ update.right.double()[None]}
+
+    return Pair(ours=ours, plain=plain, once="factor")
+
+
+def memit(setup: Setup) -> Pair:
+    """MEMIT: the residual stream, 1 / layers left."""
+    sites = setup.lm.sites
+    how = FullSpread(
+        layers=setup.layers,
+        optimised=(sites.layers,),
+        targets=((sites.mlp_out, sites.layers),),
+        share=lambda left: 1 / left,
+        solve=memit_solve(dict.fromkeys(setup.sites, setup.covariance), weight=WEIGHT),
+    )
+    return _spread_pair(setup, how, lambda _, keys: regularised_keys(setup.inverse, keys, weight=WEIGHT), once="inverse")
+
+
+def pmet(setup: Setup) -> Pair:
+    """PMET: the outputs of MLP and attention, 1 / sqrt(layers left), the MLP written."""
+    sites = setup.lm.sites
+    how = FullSpread(
+        layers=setup.layers,
+        optimised=(sites.mlp_out, sites.attention_out),
+        targets=((sites.mlp_out, sites.mlp_out),),
+        share=lambda left: left**-0.5,
+        solve=memit_solve(dict.fromkeys(setup.sites, setup.covariance), weight=WEIGHT),
+    )
+    return _spread_pair(setup, how, lambda _, keys: regularised_keys(setup.inverse, keys, weight=WEIGHT), once="inverse")
+
+
+def alphaedit(setup: Setup) -> Pair:
+    """AlphaEdit, with a few earlier edits to keep."""
+    sites, space = setup.lm.sites, setup.space
+    assert space is not None
+    width = setup.lm.description.intermediate_size
+    earlier_KN = torch.randn(width, EARLIER_EDITS, generator=torch.Generator().manual_seed(0)).double()
+    memory = KeyMemory(ridge=L2)
+    memory.absorb(space.project(earlier_KN))
+    projection = space.project(torch.eye(width, dtype=torch.float64))
+    how = FullSpread(
+        layers=setup.layers,
+        optimised=(sites.layers,),
+        targets=((sites.mlp_out, sites.layers),),
+        share=lambda left: 1 / left,
+        solve=alphaedit_solve(dict.fromkeys(setup.sites, projection), dict.fromkeys(setup.sites, earlier_KN @ earlier_KN.T), l2=L2),
+    )
+    return _spread_pair(setup, how, lambda _, keys: memory.solve(space.project(keys)), once="null_space")
+
+
+METHODS: Mapping[str, Callable[[Setup], Pair]] = {"rome": rome, "memit": memit, "alphaedit": alphaedit, "pmet": pmet}
+
+
+def _spread_pair(setup: Setup, how: FullSpread, solve: Solve, *, once: str) -> Pair:
+    lm = setup.lm
+    editor = SpreadEditor(
+        lm=lm,
+        contexts=SPREAD_PREFIXES,
+        layers=how.layers,
+        optimised=how.optimised,
+        targets=tuple(Target(edited=edited, moved=moved) for edited, moved in how.targets),
+        share=how.share,
+        solve=solve,
+        target_settings=SPREAD_SETTINGS,
+    )
+
+    def plain(request: EditRequest) -> dict[str, Tensor]:
+        rows = fact_rows(lm.tokenizer, request, SPREAD_PREFIXES)
+        return full_spread(lm, [rows], how, settings=SPREAD_SETTINGS)[0]
+
+    return Pair(ours=lambda request: _dense(editor.compute([request])[0].updates), plain=plain, once=once)
+
+
+def _dense(updates: tuple[LowRankDelta, ...]) -> dict[str, Tensor]:
+    return {update.parameter.removesuffix(".weight"): update.left.double() @ update.right.double() for update in updates}

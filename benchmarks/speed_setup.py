@@ -1,0 +1,151 @@
+"""What `edit_speed.py` measures on: models, facts, context prefixes, covariances, and a clock of CPU seconds."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from editeval.datasets.counterfact import CounterFact
+from editeval.keyvalue.inverse import CovarianceInverse
+from editeval.keyvalue.null_space import NullSpace, null_space
+from editeval.keyvalue.solve import CholeskyFactor, factorise
+from editeval.models.model import LanguageModel
+from editeval.types import EditRequest, seed_for
+
+NUM_LAYERS = 5  # edited by the methods that spread, up to a third of the depth
+OPENINGS = ("The", "Therefore", "Because", "I", "You")
+SHORT = ("old road went north", "first of them left")
+LONG = ("old road to the north of the town was closed", "first of them had never been in the other house")
+BUILT_IN = (
+    ("The mother tongue of {} is", "Danielle Darrieux", "English"),
+    ("{}, a product developed by", "Google Patents", "Microsoft"),
+    ("{} worked in the city of", "Marco Pannella", "Moscow"),
+    ("{} is located in", "Angola", "Antarctica"),
+    ("The language of {} was", "Allegro Non Troppo", "Serbian"),
+    ("{} was native to", "Larry Stabbins", "Chicago"),
+    ("In {}, the language spoken is", "Nykarleby", "Spanish"),
+    ("{}'s domain of activity is", "John Henry Poynting", "mathematics"),
+    ("What university did {} attend? It was the", "Watts Humphrey", "University of Michigan"),
+    ("{} plays in the position of", "Denny Herzig", "winger"),
+)
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A model with its covariances by site, and what our methods keep of them; `once` tells the CPU seconds that took."""
+
+    lm: LanguageModel
+    layers: tuple[int, ...]
+    covariance: Tensor
+    factor: CholeskyFactor
+    inverse: CovarianceInverse
+    space: NullSpace | None
+    once: Mapping[str, float]
+
+    @property
+    def sites(self) -> list[str]:
+        """The edited maps, the one at a third of the depth last."""
+        return [self.lm.sites.mlp_out.format(layer) for layer in self.layers]
+
+
+def prepare(lm: LanguageModel, *, with_null_space: bool) -> Setup:
+    """Make a covariance and, once, what our methods make of it.
+
+    It stands for every layer's: what solves cost does not depend on the numbers.
+    """
+    last = round(lm.description.num_layers / 3)
+    covariance = random_covariance(lm.description.intermediate_size)
+    factor, once_factor = timed(lambda: factorise(covariance))
+    inverse, once_inverse = timed(lambda: CovarianceInverse(matrix=factor.inverse()))
+    once = {"factor": once_factor, "inverse": once_inverse}
+    space = None
+    if with_null_space:
+        space, once["null_space"] = timed(lambda: null_space(covariance, threshold=None, share=0.5))
+    layers = tuple(range(max(0, last - NUM_LAYERS + 1), last + 1))
+    return Setup(lm=lm, layers=layers, covariance=covariance, factor=factor, inverse=inverse, space=space, once=once)
+
+
+def smollm2() -> LanguageModel:
+    """The built-in model (fetched once)."""
+    from editeval.models.load import PretrainedModel
+
+    cache = Path.home() / ".cache" / "editeval"
+    return PretrainedModel(name="smollm2-135m", name_or_path="builtin:smollm2-135m", cache_dir=cache, dtype="float32", device="cpu").load()
+
+
+def xl_wide() -> LanguageModel:
+    """GPT-2 XL's widths (1600, 6400, 25 heads) and vocabulary, 12 layers of random weights.
+
+    The tokenizer is SmolLM2's, which cuts English about as finely as GPT-2's and fits into its vocabulary.
+    """
+    from transformers import AutoModelForCausalLM, GPT2Config
+
+    from editeval.models.load import description_of, frozen
+    from editeval.models.sites import sites_for
+
+    config = GPT2Config(n_embd=1600, n_layer=12, n_head=25, n_positions=1024, vocab_size=50257)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for("xl-wide") % 2**32)
+        module = frozen(AutoModelForCausalLM.from_config(config, dtype=torch.float32))  # type: ignore[no-untyped-call]
+    name = "gpt2-xl-wide"
+    description = description_of(name, config)
+    tokenizer = smollm2().tokenizer
+    return LanguageModel(module=module, tokenizer=tokenizer, sites=sites_for("gpt2"), description=description, fingerprint=name)
+
+
+def tiny() -> LanguageModel:
+    """Four layers of width 64: to see that the script works."""
+    from editeval.models.tiny import TinyModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        return TinyModel(name="tiny-gpt2", architecture="gpt2", cache_dir=folder, device="cpu").load()
+
+
+MODELS: Mapping[str, Callable[[], LanguageModel]] = {"smollm2": smollm2, "xl-wide": xl_wide, "tiny": tiny}
+
+
+def facts(number: int, data: Path | None) -> list[EditRequest]:
+    """Return CounterFact rows from `<data>/counterfact/rome/test.jsonl`, or without a folder some that are built in."""
+    if data is not None:
+        return list(CounterFact(name="counterfact", subset="rome", split="test", data=str(data)).load()[:number])
+    rows = BUILT_IN[:number]
+    return [EditRequest(request_id=f"built-in/{i}", prompt=row[0], subject=row[1], target_new=row[2]) for i, row in enumerate(rows)]
+
+
+def prefixes(long: int, short: int = 0) -> tuple[str, ...]:
+    """Return the bare prefix, and as many of about ten and five tokens."""
+    texts = [(SHORT, short), (LONG, long)]
+    return ("{}", *(f"{OPENINGS[i % 5]} {fillers[i // 5 % 2]}. {{}}" for fillers, count in texts for i in range(count)))
+
+
+def random_covariance(width: int) -> Tensor:
+    """Return a well-conditioned second moment (width, width) of random keys."""
+    generator = torch.Generator().manual_seed(width)
+    keys = torch.randn(2 * width, width, generator=generator) * torch.logspace(-1, 0.5, width)
+    return keys.T @ keys / len(keys)
+
+
+def timed(call: Callable[[], Result]) -> tuple[Result, float]:
+    """Return a call's result and the CPU seconds it took in all threads: other work on the machine does not count."""
+    start = time.process_time()
+    result = call()
+    return result, time.process_time() - start
+
+
+def relative(ours: Tensor, expected: Tensor) -> float:
+    """Return |ours - expected| / |expected|."""
+    return float((ours - expected).norm() / expected.norm())
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the arithmetic mean."""
+    return sum(values) / len(values)
