@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editeval.edits.delta import CodebookDelta, Delta, DenseDelta, Edit, LowRankDelta, MemoryDelta
+from editeval.edits.delta import CodebookDelta, Delta, DenseDelta, Edit, LowRankDelta, MemoryDelta, SideMemoryDelta
 from editeval.types import JournalError
 
 DELTA_KINDS: dict[str, type[Delta]] = {
     "low_rank": LowRankDelta,
     "dense": DenseDelta,
     "codebook": CodebookDelta,
+    "side_memory": SideMemoryDelta,
     "memory": MemoryDelta,
 }
 
