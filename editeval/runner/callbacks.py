@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -202,7 +202,7 @@ class Timing(Callback):
 
     def _keep(self, state: RunState, ended_by: str) -> None:
         self.seconds[self.OTHER] = max(0.0, self.clock() - self._made - sum(self.seconds.values()))
-        row = {"ended_at": datetime.now(UTC).isoformat(timespec="seconds"), "ended_by": ended_by, "seconds": self.seconds}
+        row: dict[str, Any] = {"ended_at": datetime.now(UTC).isoformat(timespec="seconds"), "ended_by": ended_by, "seconds": self.seconds}
         row["peak_memory_bytes"] = peak_memory_bytes()
         append_jsonl(Path(state.run_dir) / TIMINGS_FILE, [row])
 
