@@ -17,7 +17,8 @@ from editeval.edits.delta import AdapterDelta, Delta, Edit, WeightDelta
 from editeval.inference.adapters import ActivationAdapter, Adapter, RequestAdapter, Route
 from editeval.inference.encoding import encode_pairs, encode_texts, fit, fitting_prefix, prefix_token, windows
 from editeval.inference.generation import GenerationLimits, generate_greedy
-from editeval.inference.scoring import ContinuationScore, ScoringPlan, plan_for, score_pairs
+from editeval.inference.plan import ScoringPlan, plan_for
+from editeval.inference.scoring import ContinuationScore, score_pairs
 from editeval.inference.weights import EditedWeights
 from editeval.models.model import LanguageModel
 from editeval.types import EditError, EditevalError

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from editeval.inference.adapters import ActivationAdapter, Choice, PromptPath
-from editeval.inference.scoring import input_device
+from editeval.inference.forward import input_device
 from editeval.types import EditevalError
 
 CACHE_BATCHES = 4  # live rows x (context + new tokens) may be this many times `batch_tokens`: they are cached, not computed at once

@@ -21,6 +21,7 @@ from editeval.types import EditevalError, Evaluation, Measurement, Score, conten
 RESULTS_VERSION = 1  # raised when the rows of scores.jsonl change their meaning
 SCORES_FILE = "scores.jsonl"
 MANIFEST_FILE = "manifest.json"
+JOURNAL_FOLDER = "journal"
 EDITS_FILE = "edits.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 COLLAPSE_FILE = "collapse.json"
@@ -294,6 +295,12 @@ def read_timings(run_dir: Path | str) -> dict[str, float]:
         for name, seconds in row["seconds"].items():
             total[name] = total.get(name, 0.0) + float(seconds)
     return total
+
+
+def read_peak_memory(run_dir: Path | str) -> int | None:
+    """Return the most memory in bytes that a launch of this run had in use (jobs of one process count together), or None."""
+    rows, _ = read_jsonl(Path(run_dir) / TIMINGS_FILE)
+    return max((int(row["peak_memory_bytes"]) for row in rows if "peak_memory_bytes" in row), default=None)
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------------
