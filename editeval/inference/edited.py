@@ -16,7 +16,8 @@ from torch import Tensor
 from editeval.edits.delta import AdapterDelta, Delta, Edit, WeightDelta
 from editeval.inference.adapters import ActivationAdapter, Adapter, RequestAdapter, Route
 from editeval.inference.encoding import encode_pairs, encode_texts, fit, fitting_prefix, prefix_token, windows
-from editeval.inference.generation import GenerationLimits, generate_greedy
+from editeval.inference.endings import GenerationLimits
+from editeval.inference.generation import generate_greedy
 from editeval.inference.plan import ScoringPlan, plan_for
 from editeval.inference.scoring import ContinuationScore, score_pairs
 from editeval.inference.weights import EditedWeights
@@ -257,7 +258,7 @@ class EditedModel:
             max_new_tokens=max_new_tokens, stop=tuple(stop), max_length=self.lm.description.max_positions, batch_tokens=self._batch_tokens
         )
         filled = [ids or (prefix_token(self.lm.tokenizer),) for ids in tokens]
-        return generate_greedy(self.lm.module, self.lm.tokenizer, filled, limits, adapter=self._activation)
+        return generate_greedy(self.lm.module, self.lm.tokenizer, filled, limits, self._scoring_plan(), adapter=self._activation)
 
     @property
     def _acting(self) -> Adapter | None:
