@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 import torch
 
 from benchmarks.beside_harness import Work, answers, benchmark_of, harness_engine, our_engine, requests_of
-from benchmarks.edit_speed import smollm2
+from benchmarks.speed_setup import smollm2
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EvaluationContext
