@@ -14,12 +14,11 @@ STOP_TAIL_TOKENS = 8  # tokens beyond a stop string's length in which it is look
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationLimits:
-    """When decoding ends: new tokens, stop strings and the model's positions; and the tokens of one batch."""
+    """When decoding ends: new tokens, stop strings and the model's positions."""
 
     max_new_tokens: int
     stop: tuple[str, ...]
     max_length: int
-    batch_tokens: int
 
 
 @dataclass(kw_only=True)

@@ -45,6 +45,7 @@ def generate_greedy(
     # Beyond a sliding window only the model's own attention forgets what it must.
     live = [row for row in rows.values() if plan.in_pieces and len(row.context) + limits.max_new_tokens <= plan.rules.branch_depth]
     alive = {id(row) for row in live}
-    decode_live(module, live, ending, limits, plan.rules, adapter)
-    decode_padded(module, [row for row in rows.values() if id(row) not in alive], ending, limits, adapter)
+    decode_live(module, live, ending, plan, adapter, max_new_tokens=limits.max_new_tokens)
+    padded = [row for row in rows.values() if id(row) not in alive]
+    decode_padded(module, padded, ending, plan, adapter, max_new_tokens=limits.max_new_tokens)
     return [ending.text(rows[context[-room:]]) for context in contexts]

@@ -22,9 +22,10 @@ from transformers import PreTrainedModel
 from editeval.inference.adapters import ActivationAdapter, PromptPath, share_limit
 from editeval.inference.attention import KeysAndValues, attend, attending, layer_of, merge, refuse_unknown
 from editeval.inference.encoding import TokenPair
-from editeval.inference.endings import Ending, GenerationLimits, Live
+from editeval.inference.endings import Ending, Live
 from editeval.inference.forward import input_device, read
 from editeval.inference.packing import PackingRules, ShareLimit, pack, path_to
+from editeval.inference.plan import ScoringPlan
 
 MAX_LIVE = 48  # more rows a step make it no cheaper per row on a CPU, and cost memory
 CACHE_BATCHES = 16  # live rows x (own tokens + new tokens) may be this many times `batch_tokens`
@@ -53,15 +54,16 @@ def decode_live(
     module: PreTrainedModel,
     rows: Sequence[Live],
     ending: Ending,
-    limits: GenerationLimits,
-    rules: PackingRules,
+    plan: ScoringPlan,
     adapter: ActivationAdapter | None,
+    *,
+    max_new_tokens: int,
 ) -> None:
     """Continue all rows to their ends: fills their `generated`."""
     for group in groups_of(rows, _limit(adapter, rows)):
-        longest = max(len(row.context) for row in group.rows) - group.shared + limits.max_new_tokens
-        size = max(1, min(MAX_LIVE, CACHE_BATCHES * limits.batch_tokens // longest))
-        _decode_group(module, group, size, ending, rules, adapter)
+        longest = max(len(row.context) for row in group.rows) - group.shared + max_new_tokens
+        size = max(1, min(MAX_LIVE, CACHE_BATCHES * plan.batch_tokens // longest))
+        _decode_group(module, group, size, ending, plan.rules, adapter)
 
 
 def groups_of(rows: Sequence[Live], limit: ShareLimit | None) -> list[Group]:

@@ -14,27 +14,34 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from editeval.inference.adapters import ActivationAdapter, PromptPath
-from editeval.inference.endings import Ending, GenerationLimits, Live
+from editeval.inference.endings import Ending, Live
 from editeval.inference.forward import input_device
+from editeval.inference.plan import ScoringPlan
 
 CACHE_BATCHES = 4  # live rows x (context + new tokens) may be this many times `batch_tokens`: they are cached, not computed at once
 
 
 def decode_padded(
-    module: PreTrainedModel, rows: Sequence[Live], ending: Ending, limits: GenerationLimits, adapter: ActivationAdapter | None
+    module: PreTrainedModel,
+    rows: Sequence[Live],
+    ending: Ending,
+    plan: ScoringPlan,
+    adapter: ActivationAdapter | None,
+    *,
+    max_new_tokens: int,
 ) -> None:
     """Continue all rows to their ends: fills their `generated`. Finished rows leave their batch."""
-    for batch in _batches(rows, limits):
+    for batch in _batches(rows, plan.batch_tokens, max_new_tokens):
         _decode_batch(module, batch, ending, adapter)
 
 
-def _batches(rows: Sequence[Live], limits: GenerationLimits) -> Iterator[list[Live]]:
+def _batches(rows: Sequence[Live], batch_tokens: int, max_new_tokens: int) -> Iterator[list[Live]]:
     """Yield batches of like length, longest first."""
     batch: list[Live] = []
     width = 0
     for row in sorted(rows, key=lambda row: (-len(row.context), row.context)):
         size = len(batch) + 1
-        full = size * width > limits.batch_tokens or size * (width + limits.max_new_tokens) > CACHE_BATCHES * limits.batch_tokens
+        full = size * width > batch_tokens or size * (width + max_new_tokens) > CACHE_BATCHES * batch_tokens
         if batch and full:
             yield batch
             batch = []

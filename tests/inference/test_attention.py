@@ -59,11 +59,15 @@ def test_attention_in_pieces_equals_attention_under_the_whole_mask(rows: list[Ro
         assert torch.allclose(found, expected.transpose(1, 2), atol=1e-5)
 
 
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("causal", [False, True])
-def test_kernel_of_the_device_equals_the_written_out_attention(dtype: torch.dtype, causal: bool) -> None:
+def test_kernel_of_the_device_equals_the_written_out_attention(device: str, dtype: torch.dtype, causal: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, 3, 40, 16, generator=generator).to(dtype) for _ in range(3))
+    query, key, value = (torch.randn(1, 3, 40, 16, generator=generator).to(device, dtype) for _ in range(3))
     for found, expected in zip(
         attend(query, key, value, mask=None, causal=causal, scale=0.2),
         plain_attend(query, key, value, mask=None, causal=causal, scale=0.2),
