@@ -33,7 +33,7 @@ SETTINGS = (
     "callback=silent",
     "hydra/launcher=slurm",
     "hydra.launcher.cpus_per_task=1",
-    "hydra.launcher.setup=[export OMP_NUM_THREADS=1]",
+    "hydra.launcher.setup=['export OMP_NUM_THREADS=1']",
 )
 
 
