@@ -1,7 +1,7 @@
 """Every score and edit of a folder of runs as tables that SQL can be asked of: `python -m editeval query runs/ "SELECT ..."`.
 
-The table `scores` holds what stands, as `ScoreStore.scores` says it; `edits` the log of edits; `runs` one line a run. They are read from the
-runs' own files at every call (a thousand runs take about a second) and asked with DuckDB; nothing else is kept on disk.
+The table `scores` holds what stands, as `ScoreStore.scores` says it; `edits` the log of edits; `runs` one line a run. They are read from
+the runs' own files at every call (a thousand runs take about a second) and asked with DuckDB; nothing else is kept on disk.
 """
 
 from __future__ import annotations
