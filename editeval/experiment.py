@@ -32,7 +32,7 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Benchmark, Callback, EditDataset, EditMethod, ModelSource, RunState
 from editeval.models.prompt_format import CHAT, RAW, check_format, check_template, in_format, wrapper
-from editeval.runner.results import BaseScores, ScoreStore, write_manifest
+from editeval.runner.results import JOURNAL_FOLDER, BaseScores, ScoreStore, write_manifest
 from editeval.runner.runner import Runner, Trajectory
 from editeval.types import ConfigError, EditRequest, Progress, Score, SilentProgress, content_key
 
@@ -176,7 +176,7 @@ def _execute(experiment: Experiment) -> RunResult:
     )
     _writable(run_dir)
     write_manifest(run_dir, _manifest(experiment, trajectory))
-    with _log_to(run_dir / "run.log"), EditJournal.open(run_dir / "journal", genesis=trajectory.edit_key) as journal:
+    with _log_to(run_dir / "run.log"), EditJournal.open(run_dir / JOURNAL_FOLDER, genesis=trajectory.edit_key) as journal:
         state = RunState(
             run_dir=str(run_dir),
             edit_key=trajectory.edit_key,

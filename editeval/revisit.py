@@ -24,7 +24,7 @@ from editeval.files import Cache, write_atomic
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, EvaluationContext, ModelSource, attach
 from editeval.models.load import PretrainedModel
-from editeval.runner.results import ScoreStore, read_edits, read_manifest
+from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, read_edits, read_manifest
 from editeval.types import EditevalError, JournalError, SilentProgress
 
 
@@ -61,7 +61,7 @@ def load_edited(run_dir: Path | str, *, num_edits: int | None = None) -> EditedM
         )
     method = build(OmegaConf.create(dict(manifest["config"]["method"])), "method", EditMethod)
     attach(method, model, Cache(Path(manifest["config"]["paths"]["cache"])), SilentProgress())
-    with EditJournal.open(Path(run_dir) / "journal", genesis=manifest["edit_key"]) as journal:
+    with EditJournal.open(Path(run_dir) / JOURNAL_FOLDER, genesis=manifest["edit_key"]) as journal:
         wanted = len(journal) if num_edits is None else num_edits
         if wanted > len(journal):
             raise JournalError(f"{run_dir} holds {len(journal)} edits, not {wanted}")
@@ -82,7 +82,7 @@ def verify(run_dir: Path | str, *, rung: int | None = None) -> Verification:
     logged = {int(row["step"]): str(row["weights_digest"]) for row in read_edits(run_dir)}
     differences: list[str] = []
     store = ScoreStore(Path(run_dir))
-    with EditJournal.open(Path(run_dir) / "journal", genesis=manifest["edit_key"]) as journal:
+    with EditJournal.open(Path(run_dir) / JOURNAL_FOLDER, genesis=manifest["edit_key"]) as journal:
         digests = {0: manifest["model_fingerprint"], **{step: journal.digest_at(step) for step in range(1, len(journal) + 1)}}
         scores = store.scores(digests)
         measured = sorted({score.num_edits for score in scores})

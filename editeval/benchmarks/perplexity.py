@@ -18,7 +18,7 @@ from editeval.inference.edited import EditedModel
 from editeval.interfaces import EvaluationContext
 from editeval.types import ConfigError, DatasetError, Evaluation, Measurement
 
-VERSION = "1"  # raised whenever the same model and text would give other numbers
+VERSION = "2"  # raised whenever the same model and text would give other numbers
 TOKENS_PER_SAMPLE = 64
 BUILT_IN_TEXT = Path(__file__).parent / "data" / "quick" / "passage.txt"
 

@@ -47,17 +47,39 @@ class CodebookDelta:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SideMemoryDelta:
+    """A side memory at one site (WISE), whole, as it is after the edit: how a copy of the site's matrix differs from it.
+
+    `memory` () int64 is its number among the memories: one that is there is replaced, the next one is new. `mask` () int64 says which
+    elements may differ: those that the random mask of this number holds; all of them if it is -1. `values` (n,) float32 are the differences
+    of these elements, row by row of (d_out, d_in). `activation` () float32 is the smallest of its edits', `edits` () int64 their number.
+    All on the CPU.
+    """
+
+    site: str
+    memory: Tensor
+    mask: Tensor
+    values: Tensor
+    activation: Tensor
+    edits: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryDelta:
-    """Facts that a memory takes in, in order: full prompts, subjects and targets as text, `embeddings` (n, d) float32 on the CPU."""
+    """Facts that a memory takes in, in order: full prompts, subjects and targets as text, `embeddings` (n, d) float32 on the CPU.
+
+    `demonstrations` are texts that show how a fact is to be used, for each fact; a method that shows nothing has an empty tuple for each.
+    """
 
     prompts: tuple[str, ...]
     subjects: tuple[str, ...]
     targets: tuple[str, ...]
+    demonstrations: tuple[tuple[str, ...], ...]
     embeddings: Tensor
 
 
 WeightDelta = LowRankDelta | DenseDelta
-AdapterDelta = CodebookDelta | MemoryDelta
+AdapterDelta = CodebookDelta | SideMemoryDelta | MemoryDelta
 Delta = WeightDelta | AdapterDelta
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from editeval.edits.delta import Delta
-from editeval.edits.encoding import DELTA_KINDS
+from editeval.edits.encoding import DELTA_KINDS, thawed
 from editeval.files import write_atomic
 from editeval.types import EditevalError
 
@@ -43,7 +43,7 @@ def load_deltas(stem: Path) -> tuple[Delta, ...]:
         described = json.loads(stem.with_suffix(".json").read_text())
         deltas: list[Delta] = []
         for number, delta in enumerate(described):
-            values = {name: tuple(value) if isinstance(value, list) else value for name, value in delta["values"].items()}
+            values = {name: thawed(value) for name, value in delta["values"].items()}
             prefix = f"{number}."
             values |= {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
             kind: Callable[..., Delta] = DELTA_KINDS[delta["kind"]]

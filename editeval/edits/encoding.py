@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editeval.edits.delta import CodebookDelta, Delta, DenseDelta, Edit, LowRankDelta, MemoryDelta
+from editeval.edits.delta import CodebookDelta, Delta, DenseDelta, Edit, LowRankDelta, MemoryDelta, SideMemoryDelta
 from editeval.types import JournalError
 
 DELTA_KINDS: dict[str, type[Delta]] = {
     "low_rank": LowRankDelta,
     "dense": DenseDelta,
     "codebook": CodebookDelta,
+    "side_memory": SideMemoryDelta,
     "memory": MemoryDelta,
 }
 
@@ -86,7 +87,7 @@ class Layout:
             if delta["kind"] not in DELTA_KINDS:
                 known = ", ".join(DELTA_KINDS)
                 raise JournalError(f"delta of kind {delta['kind']!r} is unknown here; known: {known}; use the version that wrote it")
-            values = {name: _thawed(value) for name, value in delta["values"].items()}
+            values = {name: thawed(value) for name, value in delta["values"].items()}
             values.update({name: _spec(dtype, shape) for name, dtype, shape in delta["tensors"]})
             deltas.append((DELTA_KINDS[delta["kind"]], values))
         auxiliary = {name: _spec(dtype, shape) for name, dtype, shape in described["auxiliary"]}
@@ -171,6 +172,6 @@ def _raw(tensor: Tensor) -> memoryview:
     return memoryview(data.view(torch.uint8).numpy().tobytes())
 
 
-def _thawed(value: Any) -> Any:
-    """JSON knows no tuples, frozen records hold nothing else."""
-    return tuple(_thawed(item) for item in value) if isinstance(value, list) else value
+def thawed(value: Any) -> Any:
+    """Return a value of JSON with tuples for its lists: JSON knows no tuples, frozen records hold nothing else."""
+    return tuple(thawed(item) for item in value) if isinstance(value, list) else value

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from transformers import PreTrainedModel
@@ -55,12 +55,25 @@ class Adapter(Protocol):
         ...
 
 
+@dataclass(kw_only=True)
+class Choice:
+    """What an adapter decided where a prompt ended, for the tokens that follow it in later passes; None: nothing yet."""
+
+    made: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptPath:
-    """A prompt in a batch as the model gets it: the row, and the nodes from the prompt's first token to where the adapter looks."""
+    """A prompt in a batch as the model gets it: the row, and the nodes from the prompt's first token to where the adapter looks.
+
+    `answer` holds the nodes behind them, of every continuation in this pass. While a text is generated, one `choice` goes with its prompt
+    from pass to pass, and `nodes` holds the new token.
+    """
 
     row: int
     nodes: tuple[int, ...]
+    answer: tuple[int, ...] = ()
+    choice: Choice = field(default_factory=Choice)
 
 
 @runtime_checkable
@@ -87,9 +100,14 @@ class ActivationAdapter(Adapter, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Route:
-    """How a request is answered: with `prefix` before its text, by `model` (None: the edited model itself)."""
+    """How a request is answered: with `demonstrations` and `prefix` before its text, by `model` (None: the edited model itself).
+
+    Where the model has no room for all of that, demonstrations are left out, the first of them first; where even the prefix has none, the
+    request is asked as it is.
+    """
 
     prefix: str
+    demonstrations: tuple[str, ...] = ()
     model: EditedModel | None = None
 
 

@@ -14,10 +14,11 @@ from typing import TypeVar
 from torch import Tensor
 
 from editeval.edits.delta import AdapterDelta, Delta, Edit, WeightDelta
-from editeval.inference.adapters import ActivationAdapter, Adapter, RequestAdapter
-from editeval.inference.encoding import encode_pairs, encode_texts, fit, prefix_token, windows
+from editeval.inference.adapters import ActivationAdapter, Adapter, RequestAdapter, Route
+from editeval.inference.encoding import encode_pairs, encode_texts, fit, fitting_prefix, prefix_token, windows
 from editeval.inference.generation import GenerationLimits, generate_greedy
-from editeval.inference.scoring import ContinuationScore, ScoringPlan, plan_for, score_pairs
+from editeval.inference.plan import ScoringPlan, plan_for
+from editeval.inference.scoring import ContinuationScore, score_pairs
 from editeval.inference.weights import EditedWeights
 from editeval.models.model import LanguageModel
 from editeval.types import EditError, EditevalError
@@ -25,6 +26,7 @@ from editeval.types import EditError, EditevalError
 __all__ = ["ContinuationScore", "EditedModel"]
 
 Answer = TypeVar("Answer")
+ANSWER_TOKENS = 64  # room behind a routed context; the same whatever continuation is scored, so that choices are compared after one context
 
 
 class EditedModel:
@@ -158,7 +160,7 @@ class EditedModel:
             asked = [prefix + contexts[number] for number, prefix in zip(numbers, prefixes, strict=True)]
             return model._score(asked, [continuations[number] for number in numbers], special_tokens)
 
-        return self._routed(contexts, ask)
+        return self._routed(contexts, ask, behind=ANSWER_TOKENS)
 
     def score_text(self, texts: Sequence[str], *, special_tokens: bool | None = None) -> list[ContinuationScore]:
         """Score every token of each text, in windows of the model's length (a text without tokens has log-probability 0).
@@ -171,7 +173,7 @@ class EditedModel:
         def ask(model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str]) -> list[ContinuationScore]:
             return model._score_text([texts[number] for number in numbers], prefixes, special_tokens)
 
-        return self._routed(texts, ask)
+        return self._routed(texts, ask, behind=None)
 
     def generate(
         self, contexts: Sequence[str], *, max_new_tokens: int, stop: Sequence[str] = (), special_tokens: bool | None = None
@@ -192,23 +194,42 @@ class EditedModel:
             asked = [prefix + contexts[number] for number, prefix in zip(numbers, prefixes, strict=True)]
             return model._generate(asked, max_new_tokens, stop, special_tokens)
 
-        return self._routed(contexts, ask)
+        return self._routed(contexts, ask, behind=max_new_tokens)
 
-    def _routed(self, requests: Sequence[str], ask: Callable[[EditedModel, Sequence[int], Sequence[str]], list[Answer]]) -> list[Answer]:
-        """Ask each model for the requests that go to it (`ask` gets their numbers and prefixes), and return all answers in order."""
+    def _routed(
+        self,
+        requests: Sequence[str],
+        ask: Callable[[EditedModel, Sequence[int], Sequence[str]], list[Answer]],
+        *,
+        behind: int | None,
+    ) -> list[Answer]:
+        """Ask each model for the requests that go to it (`ask` gets their numbers and prefixes), and return all answers in order.
+
+        `behind` is how many tokens must fit behind a request; None: the request is a text in windows, half of the first is a prefix's.
+        """
         adapter = self._acting
         if not isinstance(adapter, RequestAdapter):
             return ask(self, range(len(requests)), [""] * len(requests))
         answers: dict[int, Answer] = {}
         groups: dict[int, tuple[EditedModel, list[int], list[str]]] = {}
         for number, route in enumerate(adapter.routes(requests)):
-            model = self if route is None or route.model is None else route.model
+            model, prefix = self._answering(route, requests[number], behind)
             _, numbers, prefixes = groups.setdefault(id(model), (model, [], []))
             numbers.append(number)
-            prefixes.append("" if route is None else route.prefix)
+            prefixes.append(prefix)
         for model, numbers, prefixes in groups.values():
             answers.update(zip(numbers, ask(model, numbers, prefixes), strict=True))
         return [answers[number] for number in range(len(requests))]
+
+    def _answering(self, route: Route | None, request: str, behind: int | None) -> tuple[EditedModel, str]:
+        """Return who answers a request, and what stands before it; where its route has no room, this model as it is."""
+        if route is None:
+            return self, ""
+        model = route.model or self
+        most = model.lm.description.max_positions
+        room, text = (most // 2, "") if behind is None else (most - behind, request)
+        prefix = fitting_prefix(model.lm.tokenizer, route.demonstrations, route.prefix, text, room=room)
+        return (model, prefix) if prefix else (self, "")
 
     def _score(self, contexts: Sequence[str], continuations: Sequence[str], special_tokens: bool | None) -> list[ContinuationScore]:
         max_length = self.lm.description.max_positions

@@ -96,6 +96,23 @@ def fit(pair: TokenPair, *, max_length: int) -> TokenPair:
     return TokenPair(context=pair.context[-room:], continuation=pair.continuation)
 
 
+def fitting_prefix(tokenizer: PreTrainedTokenizerFast, demonstrations: Sequence[str], prefix: str, text: str, *, room: int) -> str:
+    """Return demonstrations and prefix as far as `text` behind them fits into `room` tokens.
+
+    Demonstrations are left out from the first on; where the prefix alone does not fit, nothing stands before the text.
+    """
+    kept = list(demonstrations)
+    while True:
+        whole = "".join((*kept, prefix))
+        (tokens,) = encode_texts(tokenizer, [whole + text], special_tokens=None)
+        if len(tokens) <= room:
+            return whole
+        if not kept:
+            return ""
+        # Each step leaves out about as many as are too many, and one at least.
+        del kept[: max(1, (len(tokens) - room) * len(kept) // len(tokens))]
+
+
 def windows(tokens: Sequence[int], *, prefix: tuple[int, ...], max_length: int) -> list[TokenPair]:
     """Cut a text's tokens into windows that together score each token once.
 

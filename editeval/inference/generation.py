@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from editeval.inference.adapters import ActivationAdapter, PromptPath
-from editeval.inference.scoring import input_device
+from editeval.inference.adapters import ActivationAdapter, Choice, PromptPath
+from editeval.inference.forward import input_device
 from editeval.types import EditevalError
 
 CACHE_BATCHES = 4  # live rows x (context + new tokens) may be this many times `batch_tokens`: they are cached, not computed at once
@@ -39,6 +39,7 @@ class _Live:
     number: int
     context: tuple[int, ...]
     generated: list[int] = field(default_factory=list)
+    choice: Choice = field(default_factory=Choice)
 
 
 @torch.no_grad()
@@ -157,12 +158,12 @@ def _acting(
     if adapter is None or (step > 0 and not adapter.every_step):
         return nullcontext()
     if step > 0:
-        return adapter.active(module, [PromptPath(row=place, nodes=(0,)) for place in range(len(live))])
+        return adapter.active(module, [PromptPath(row=place, nodes=(0,), choice=row.choice) for place, row in enumerate(live)])
     paths = []
     for place, row in enumerate(live):
         size = len(row.context)
         query = adapter.query_position(prompt_tokens=size, tokens=size)
-        paths.append(PromptPath(row=place, nodes=tuple(range(width - size, width - size + query + 1))))
+        paths.append(PromptPath(row=place, nodes=tuple(range(width - size, width - size + query + 1)), choice=row.choice))
     return adapter.active(module, paths)
 
 

@@ -49,6 +49,12 @@ class Row:
     depths: list[int] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     members: list[Member] = field(default_factory=list)
+    scored_nodes: set[int] = field(default_factory=set)
+
+    def add(self, member: Member) -> None:
+        """Take in a pair whose nodes are there."""
+        self.members.append(member)
+        self.scored_nodes.update(member.nodes)
 
     @property
     def branches(self) -> bool:
@@ -58,22 +64,24 @@ class Row:
     @property
     def scored(self) -> list[int]:
         """The nodes whose predictions are needed, ascending."""
-        return sorted({node for member in self.members for node in member.nodes})
+        return sorted(self.scored_nodes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PackingRules:
     """When a sequence may join a row.
 
-    `row_tokens` is the longest row that grows by sharing, `fill_tokens` the longest that is filled with strangers; `branch_depth` the
-    deepest tree in a row that is not one chain (0: all rows are chains); `token_price` the number of query-key pairs of attention
-    that cost as much as one token's matrix products.
+    `row_tokens` is the longest row that grows by sharing, `fill_tokens` the longest that is filled with strangers, `row_scored` the most
+    scored nodes of a row that grows; `branch_depth` the deepest tree in a row that is not one chain (0: all rows are chains);
+    `token_price` the number of query-key pairs of attention that cost as much as one token's matrix products (None: masked pairs cost
+    nothing, so that sharing always pays).
     """
 
     row_tokens: int
     fill_tokens: int
+    row_scored: int
     branch_depth: int
-    token_price: int
+    token_price: int | None
 
 
 def pack(pairs: Sequence[TokenPair], rules: PackingRules, *, share_limit: ShareLimit | None = None) -> list[Row]:
@@ -90,25 +98,26 @@ def pack(pairs: Sequence[TokenPair], rules: PackingRules, *, share_limit: ShareL
         shared = _common_prefix(previous, ids)
         if share_limit is not None:
             shared = share_limit(neighbour, index, shared)
-        if not rows or not _joins(rows[-1], rules, shared=shared, length=len(ids)):
+        if not rows or not _joins(rows[-1], rules, shared=shared, length=len(ids), scored=len(pairs[index].continuation)):
             rows.append(Row())
             shared = 0
         path = _grow(rows[-1], path[:shared], ids[shared:].tolist())
-        rows[-1].members.append(Member(pair=index, nodes=path[len(path) - len(pairs[index].continuation) :]))
+        rows[-1].add(Member(pair=index, nodes=path[len(path) - len(pairs[index].continuation) :]))
         previous, neighbour = ids, index
     return _side_by_side(rows, rules)
 
 
-def batches(rows: Sequence[Row], *, batch_tokens: int, batch_scored: int) -> list[list[Row]]:
+def batches(rows: Sequence[Row], *, batch_tokens: int, batch_scored: int, trees_alone: bool = False) -> list[list[Row]]:
     """Group rows of like length, longest first: at most `batch_tokens` tokens (padding counted) and `batch_scored` scored nodes.
 
-    A row that alone is over a budget is a batch of its own. Chains and trees never meet: chains need no mask.
+    A row that alone is over a budget is a batch of its own; with `trees_alone` so is every row that branches. Chains and trees never
+    meet: chains need no mask.
     """
     grouped: list[list[Row]] = []
     width = scored = 0
     for row in sorted(rows, key=lambda row: (row.branches, -len(row.tokens), row.tokens)):
         needed = len(row.scored)
-        fits = grouped and row.branches == grouped[-1][0].branches
+        fits = grouped and row.branches == grouped[-1][0].branches and not (trees_alone and row.branches)
         if fits and (len(grouped[-1]) + 1) * width <= batch_tokens and scored + needed <= batch_scored:
             grouped[-1].append(row)
             scored += needed
@@ -135,17 +144,20 @@ def ancestor_mask(row: Row) -> NDArray[numpy.bool_]:
     return mask
 
 
-def _joins(row: Row, rules: PackingRules, *, shared: int, length: int) -> bool:
+def _joins(row: Row, rules: PackingRules, *, shared: int, length: int, scored: int) -> bool:
     new = length - shared
     if new == 0:
         return True
-    if len(row.tokens) + new > rules.row_tokens:
+    if len(row.tokens) + new > rules.row_tokens or len(row.scored_nodes) + scored > rules.row_scored:
         return False
     if shared == len(row.tokens):  # continues the chain: no branch, no other mask
         return True
-    deepest = max(length, max(row.depths) + 1)
+    if max(length, max(row.depths) + 1) > rules.branch_depth:
+        return False
+    if rules.token_price is None:
+        return shared > 0
     # Worth it while the shared tokens' matrix products cost more than the wider attention (new x old pairs, both ways, none skipped).
-    return deepest <= rules.branch_depth and shared * rules.token_price > 2 * new * len(row.tokens)
+    return shared * rules.token_price > 2 * new * len(row.tokens)
 
 
 def _grow(row: Row, ancestors: tuple[int, ...], tokens: list[int]) -> tuple[int, ...]:
@@ -164,9 +176,8 @@ def _side_by_side(rows: Sequence[Row], rules: PackingRules) -> list[Row]:
     filled: list[Row] = []
     open_rows: list[Row] = []
     for row in sorted(rows, key=lambda row: (-len(row.tokens), row.tokens)):
-        size = len(row.tokens)
         fits = max(row.depths) < rules.branch_depth
-        host = next((host for host in open_rows if fits and len(host.tokens) + size <= rules.fill_tokens), None)
+        host = next((host for host in open_rows if fits and _has_room(host, row, rules)), None)
         if host is not None:
             _place_beside(host, row)
             continue
@@ -174,6 +185,12 @@ def _side_by_side(rows: Sequence[Row], rules: PackingRules) -> list[Row]:
         if fits:
             open_rows = [*open_rows[1 - MAX_OPEN_ROWS :], row]
     return filled
+
+
+def _has_room(host: Row, guest: Row, rules: PackingRules) -> bool:
+    return (
+        len(host.tokens) + len(guest.tokens) <= rules.fill_tokens and len(host.scored_nodes) + len(guest.scored_nodes) <= rules.row_scored
+    )
 
 
 def _place_beside(host: Row, guest: Row) -> None:
@@ -184,7 +201,8 @@ def _place_beside(host: Row, guest: Row) -> None:
     for segment in guest.segments:
         ancestors = tuple(node + shift for node in segment.ancestors)
         host.segments.append(Segment(start=segment.start + shift, stop=segment.stop + shift, ancestors=ancestors))
-    host.members.extend(Member(pair=member.pair, nodes=tuple(node + shift for node in member.nodes)) for member in guest.members)
+    for member in guest.members:
+        host.add(Member(pair=member.pair, nodes=tuple(node + shift for node in member.nodes)))
 
 
 def _common_prefix(left: Ids, right: Ids) -> int:

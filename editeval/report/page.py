@@ -12,8 +12,8 @@ from typing import Any
 from editeval.report.answers import Answer
 from editeval.report.figures import NARROW_INCHES, PAGE, curves_figure, retention_figure, svg
 from editeval.report.panels import Panel, overview, panels
-from editeval.report.retention import Retention
 from editeval.runner.progress import seconds_text
+from editeval.runner.retention import Retention
 from editeval.runner.table import Column, ScoreTable, format_number, rung_label
 
 CSS_FILE = Path(__file__).with_name("page.css")

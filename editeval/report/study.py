@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from editeval.report.items import Degenerate, Outcomes, Record, choice, degenerate, outcomes_of
-from editeval.runner.results import ScoreStore, read_collapse, read_edits, read_manifest, read_timings
+from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, read_collapse, read_edits, read_manifest, read_timings
 from editeval.runner.table import PROTOCOLS_FIRST, RAISED_BY_EDITS, Column, ScoreTable, headline, score_table
 from editeval.types import EditevalError, Score
 
@@ -171,7 +171,7 @@ def _read_run(folder: Path, known: Studies, shared: dict[tuple[str, str, str], t
         edits=edits,
         timings=read_timings(folder),
         collapsed_at=None if (collapse := read_collapse(folder)) is None else int(collapse["step"]),
-        journal_bytes=sum(path.stat().st_size for path in (folder / "journal").glob("*")) if (folder / "journal").is_dir() else 0,
+        journal_bytes=sum(path.stat().st_size for path in (folder / JOURNAL_FOLDER).glob("*")) if (folder / JOURNAL_FOLDER).is_dir() else 0,
     )
     _read_items(run, store, scores, known, shared)
     return run

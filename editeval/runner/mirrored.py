@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from editeval.files import append_jsonl, read_jsonl
-from editeval.runner.results import ScoreStore, read_edits
+from editeval.runner.results import CellKey, ScoreStore, read_edits
 from editeval.types import Score
 
 LEDGER = Path("wandb") / "mirrored.jsonl"
@@ -22,10 +22,11 @@ Row = dict[str, float]
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedRow:
-    """One row of a tracker: its lasting name, and its numbers with `num_edits` among them."""
+    """One row of a tracker: its lasting name, its numbers with `num_edits` among them, and the cell of a benchmark's row."""
 
     name: str
     numbers: Row
+    cell: CellKey | None = None
 
 
 class Ledger:
@@ -62,7 +63,8 @@ def cell_row(scores: Sequence[Score]) -> TrackedRow:
     """Return a benchmark's scores of one state as a tracker's row."""
     first = scores[0]
     numbers: Row = {"num_edits": first.num_edits, **{score.name: score.value for score in scores}}
-    return TrackedRow(name=f"cell {first.num_edits} {first.benchmark} {first.benchmark_key} {first.state_digest}", numbers=numbers)
+    cell = CellKey(first.num_edits, first.benchmark, first.benchmark_key, first.state_digest)
+    return TrackedRow(name=" ".join(["cell", *map(str, cell)]), numbers=numbers, cell=cell)
 
 
 def rows_on_disk(run_dir: Path | str) -> dict[str, TrackedRow]:

@@ -21,6 +21,7 @@ from editeval.types import EditevalError, Evaluation, Measurement, Score, conten
 RESULTS_VERSION = 1  # raised when the rows of scores.jsonl change their meaning
 SCORES_FILE = "scores.jsonl"
 MANIFEST_FILE = "manifest.json"
+JOURNAL_FOLDER = "journal"
 EDITS_FILE = "edits.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 COLLAPSE_FILE = "collapse.json"

@@ -9,7 +9,7 @@ from editeval.edits.journal import EditJournal
 from editeval.inference.edited import EditedModel
 from editeval.revisit import load_edited
 from editeval.runner.callbacks import Watchdog
-from editeval.runner.results import read_manifest
+from editeval.runner.results import JOURNAL_FOLDER, read_manifest
 from editeval.types import EditevalError
 
 DEFAULT_CANARY_RATIO = 10.0
@@ -48,7 +48,7 @@ def find_breaking_edit(run_dir: Path | str, *, max_norm_ratio: float | None = No
     except ValueError as error:
         raise EditevalError(str(error)) from error
     model = load_edited(run_dir, num_edits=0)
-    with EditJournal.open(Path(run_dir) / "journal", genesis=read_manifest(run_dir)["edit_key"]) as journal:
+    with EditJournal.open(Path(run_dir) / JOURNAL_FOLDER, genesis=read_manifest(run_dir)["edit_key"]) as journal:
         looked_at = 1
         good, bad = 0, len(journal)
         what = _what_is_broken(model, journal, bad, watchdog)

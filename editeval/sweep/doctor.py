@@ -26,7 +26,7 @@ from editeval.files import Cache
 from editeval.interfaces import Benchmark, EditDataset, EditMethod, ModelSource, Predictable, UsesStatistics
 from editeval.models.load import DTYPES, description_of
 from editeval.models.shapes import is_gated, published_config, weight_bytes
-from editeval.runner.loggers import has_wandb_account
+from editeval.runner.wandb_mirror import has_wandb_account
 from editeval.sweep.estimate import read_history
 from editeval.types import ConfigError, EditevalError, Footprint, ModelDescription, Workload
 

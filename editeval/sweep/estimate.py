@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from editeval.files import read_jsonl
-from editeval.runner.results import EDITS_FILE, MANIFEST_FILE, SCORES_FILE, read_manifest
+from editeval.runner.results import EDITS_FILE, JOURNAL_FOLDER, MANIFEST_FILE, SCORES_FILE, read_manifest
 from editeval.types import EditevalError
 
 NEWEST_RUNS = 100  # more would take longer to read than the estimate is worth
@@ -74,7 +74,7 @@ def read_history(runs: Path) -> History:
         edits, _ = read_jsonl(path.parent / EDITS_FILE)
         edit_seconds[model, method] += [float(row["seconds"]) for row in edits]
         if edits:
-            size = sum(file.stat().st_size for file in (path.parent / "journal").glob("*") if file.is_file())
+            size = sum(file.stat().st_size for file in (path.parent / JOURNAL_FOLDER).glob("*") if file.is_file())
             edit_bytes[model, method].append(size / len({row["step"] for row in edits}))
         rows, _ = read_jsonl(path.parent / SCORES_FILE)
         cells = {(row["num_edits"], row["benchmark"], row["benchmark_key"]): float(row["seconds"] or 0.0) for row in rows}

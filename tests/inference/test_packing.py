@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from editeval.inference.encoding import TokenPair
 from editeval.inference.packing import PackingRules, Row, ancestor_mask, batches, pack
 
-EAGER = PackingRules(row_tokens=64, fill_tokens=1, branch_depth=64, token_price=1 << 20)
-CHAINS = PackingRules(row_tokens=64, fill_tokens=1, branch_depth=0, token_price=1 << 20)
+EAGER = PackingRules(row_tokens=64, row_scored=64, fill_tokens=1, branch_depth=64, token_price=1 << 20)
+CHAINS = PackingRules(row_tokens=64, row_scored=64, fill_tokens=1, branch_depth=0, token_price=1 << 20)
 
 ids = st.lists(st.integers(0, 2), min_size=1, max_size=6).map(tuple)
 some_pairs = st.lists(st.builds(TokenPair, context=ids, continuation=ids), max_size=12)
@@ -16,8 +16,9 @@ some_rules = st.builds(
     PackingRules,
     row_tokens=st.integers(12, 40),
     fill_tokens=st.integers(1, 40),
+    row_scored=st.integers(1, 20),
     branch_depth=st.integers(0, 12),
-    token_price=st.sampled_from([1, 1 << 20]),
+    token_price=st.sampled_from([1, 1 << 20, None]),
 )
 
 
@@ -76,13 +77,13 @@ def test_questions_behind_one_few_shot_prefix_share_it() -> None:
 
 
 def test_sharing_that_costs_more_attention_than_it_saves_is_declined() -> None:
-    frugal = PackingRules(row_tokens=64, fill_tokens=1, branch_depth=64, token_price=4)
+    frugal = PackingRules(row_tokens=64, row_scored=64, fill_tokens=1, branch_depth=64, token_price=4)
     pairs = [TokenPair(context=(1, *range(10 * question, 10 * question + 9)), continuation=(7,)) for question in range(1, 4)]
     assert len(pack(pairs, frugal)) == 3
 
 
 def test_short_strangers_stand_side_by_side_instead_of_being_padded() -> None:
-    rules = PackingRules(row_tokens=64, fill_tokens=30, branch_depth=64, token_price=4)
+    rules = PackingRules(row_tokens=64, row_scored=64, fill_tokens=30, branch_depth=64, token_price=4)
     pairs = [TokenPair(context=(10 * number, *range(number + 4)), continuation=(7,)) for number in range(5)]
     rows = pack(pairs, rules)
     assert sorted(len(row.tokens) for row in rows) == [5, 6 + 7 + 8 + 9]
@@ -90,6 +91,6 @@ def test_short_strangers_stand_side_by_side_instead_of_being_padded() -> None:
 
 
 def test_sequence_deeper_than_the_window_stands_alone() -> None:
-    rules = PackingRules(row_tokens=64, fill_tokens=64, branch_depth=8, token_price=1 << 20)
+    rules = PackingRules(row_tokens=64, row_scored=64, fill_tokens=64, branch_depth=8, token_price=1 << 20)
     rows = pack([TokenPair(context=tuple(range(12)), continuation=(7,)), TokenPair(context=(50, 51), continuation=(7,))], rules)
     assert [len(row.tokens) for row in rows] == [12, 2]

@@ -197,3 +197,23 @@ def test_collapsed_model_is_still_answered(load_tiny: Load, questions: Questions
     scores = model.score(*questions)
     assert all(math.isnan(score.log_prob) for score in scores)
     assert len(model.generate(questions[0], max_new_tokens=4)) == len(questions[0])
+
+
+IN_PIECES = tuple(name for name in SITES if name not in {"gptj", "gemma2"})  # own attention code; capped scores
+
+
+@pytest.mark.parametrize("architecture", SITES)
+def test_attention_in_pieces_is_used_where_the_model_takes_it_and_only_there(load_tiny: Load, architecture: str) -> None:
+    assert EditedModel(load_tiny(architecture))._scoring_plan().in_pieces == (architecture in IN_PIECES)
+
+
+@pytest.mark.parametrize("architecture", IN_PIECES)
+def test_rows_longer_than_the_model_score_as_their_sequences_do(load_tiny: Load, architecture: str) -> None:
+    lm = load_tiny(architecture, max_positions=64)
+    contexts = [f"{'a town at the sea and a river. ' * 4}Question {number}: {'why ' * (number % 9)}?" for number in range(40)]
+    model = EditedModel(lm)
+    scores = model.score(contexts, [" because"] * len(contexts))
+    assert model._scoring_plan().rules.row_tokens > 64
+    for context, score in zip(contexts, scores, strict=True):
+        whole = lm.tokenizer.encode(context + " because")[-65:]
+        assert score.token_log_probs == pytest.approx(plain_scores(lm, whole, score.num_tokens)[0], abs=1e-4)

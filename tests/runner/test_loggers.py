@@ -22,8 +22,9 @@ from rich.console import Console
 
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditEvent, RunState
-from editeval.runner.loggers import SCORES_CSV, ConsoleLogger, CsvLogger, WandbMirror, has_wandb_account
-from editeval.runner.results import ScoreStore
+from editeval.runner.loggers import SCORES_CSV, ConsoleLogger, CsvLogger
+from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, write_manifest
+from editeval.runner.wandb_mirror import WandbMirror, has_wandb_account
 from editeval.types import Evaluation, Measurement, Score
 
 MODEL = cast(EditedModel, None)
@@ -220,6 +221,44 @@ def test_without_an_account_wandb_mirrors_every_score_offline_and_only_once(
     assert len(history(offline_records(tmp_path))) == len(logged) + 2, "a resumed run adds what is new, and nothing twice"
 
 
+@pytest.mark.usefixtures("no_account", "quiet_logging")
+def test_tables_show_the_items_and_which_earlier_facts_are_still_there(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path)
+    scores: list[Score] = []
+    for rung, outcomes in ((1, {1: 1.0}), (2, {1: 0.0, 2: 1.0})):
+        samples = tuple(
+            {"request_id": f"fact-{position}", "position": position, "metric": "efficacy", "outcomes": {"generation": [value]}}
+            for position, value in outcomes.items()
+        )
+        measurement = Measurement(task="facts", metric="efficacy", protocol="generation", value=0.5, n=len(samples))
+        evaluation = Evaluation(measurements=(measurement,), samples=samples)
+        scores += store.record(
+            evaluation, benchmark="quality", benchmark_key=f"k{rung}", num_edits=rung, state_digest=f"d{rung}", seconds=1
+        )
+    (tmp_path / JOURNAL_FOLDER).mkdir()
+    (tmp_path / JOURNAL_FOLDER / "segment").write_bytes(b"edits")
+    write_manifest(tmp_path, {"edit_key": "e"})
+
+    mirror = WandbMirror(sample_rows=1, retention=["efficacy.generation", "efficacy.probability"], log_journal=True)
+    mirror.on_run_start(run_state(tmp_path))
+    for rung in (1, 2):
+        mirror.on_evaluation_end(run_state(tmp_path, rung), "quality", [score for score in scores if score.num_edits == rung])
+    mirror.on_run_end(run_state(tmp_path), scores)
+
+    records = offline_records(tmp_path)
+    (files,) = (tmp_path / "wandb").glob("offline-run-*/files")
+    last = {name: value for (rung, name), value in history(records).items() if rung == 2}
+    paths = {name.removesuffix(".path"): value for name, value in last.items() if name.endswith(".path")}
+    tables = {name: json.loads((files / path).read_text()) for name, path in paths.items()}
+    assert tables["quality/retention/efficacy.generation"]["columns"] == ["position", "request_id", "after 1", "after 2"]
+    assert tables["quality/retention/efficacy.generation"]["data"] == [[1, "fact-1", 1.0, 0.0], [2, "fact-2", None, 1.0]]
+    assert "quality/retention/efficacy.probability" not in tables, "nothing was asked in that form"
+    shown = tables["quality/samples"]
+    assert [dict(zip(shown["columns"], line, strict=True))["request_id"] for line in shown["data"]] == ["fact-1"], "as many as asked for"
+    assert last["quality/facts.efficacy.generation"] == 0.5, "the numbers stand beside the tables"
+    assert f"journal-{run_state(tmp_path).edit_key[:12]}" in json.dumps(records)
+
+
 @pytest.mark.usefixtures("no_account")
 def test_any_failure_of_wandb_costs_one_warning_and_not_the_run(
     tmp_path: Path, scores: tuple[Score, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -277,7 +316,8 @@ def test_an_account_is_found_in_the_environment_or_in_netrc_for_the_right_host(t
 
 
 def test_importing_the_loggers_imports_neither_wandb_nor_lightning() -> None:
-    code = "import sys, editeval.runner.loggers; print([name for name in ('wandb', 'lightning', 'matplotlib') if name in sys.modules])"
+    heavy = ("wandb", "lightning", "matplotlib")
+    code = f"import sys, editeval.runner.loggers, editeval.runner.wandb_mirror; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert done.stdout.strip() == "[]"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from editeval.interfaces import EditEvent, RunState
-from editeval.runner.loggers import WandbMirror
 from editeval.runner.mirrored import LEDGER, rows_on_disk
-from editeval.runner.results import ScoreStore, append_edit, write_manifest
+from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, append_edit, write_manifest
+from editeval.runner.wandb_mirror import WandbMirror
 from editeval.sweep.sync import SYNCED, sync_run
 from editeval.types import EditevalError, Evaluation, Measurement
 from tests.sweep.wandb_server import WandbServer
@@ -126,6 +126,26 @@ def test_a_run_that_was_never_mirrored_is_sent_once_and_then_no_connection_is_ma
         assert sync_run(run_dir, **PATIENT) == 0
         assert server.requests == asked
     assert not {name for name in os.environ if name in ("WANDB_DATA_DIR", "WANDB_MODE")}
+
+
+def test_tables_and_the_journal_reach_the_server_with_the_numbers(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run_dir / JOURNAL_FOLDER).mkdir()
+    (run_dir / JOURNAL_FOLDER / "segment").write_bytes(b"edits")
+    ScoreStore(run_dir).record(
+        Evaluation(measurements=(Measurement(task="t", metric="accuracy", protocol="likelihood", value=0.5, n=1),), samples=({"item": 1},)),
+        benchmark="other",
+        benchmark_key="k",
+        num_edits=2,
+        state_digest="s2",
+        seconds=1.0,
+    )
+    with WandbServer() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        assert sync_run(run_dir, sample_rows=5, log_journal=True, **PATIENT) == 6
+        last = server.rows(RUN)[-1]
+        assert last["other/t.accuracy.likelihood"] == 0.5
+        assert (last["other/samples"]["_type"], last["other/samples"]["nrows"]) == ("table-file", 1)
+        assert server.artifacts.count(f"journal-{RUN}") == 1
 
 
 def test_a_live_online_run_needs_no_sync(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

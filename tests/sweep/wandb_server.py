@@ -29,6 +29,7 @@ class WandbServer:
         self.history: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.runs: dict[str, dict[str, Any]] = {}
         self.requests = 0
+        self.artifacts: list[str] = []  # the name of each, as often as it was made
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, always_answer))
 
@@ -70,6 +71,12 @@ class WandbServer:
         if "createRunFiles" in query:
             files = [{"name": file, "uploadUrl": f"{self.url}/upload/{file}"} for file in variables["files"]]
             return {"createRunFiles": {"runID": "id", "uploadHeaders": [], "files": files}}
+        if "ArtifactType" in query:
+            return {"project": {"artifact": None}}
+        if "mutation CreateArtifact" in query:
+            self.artifacts.append(variables["input"]["artifactCollectionName"])
+            versions = {"id": "s", "latestArtifact": None}
+            return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": versions}}}
         if "viewer" in query:
             return {"viewer": {"id": "v", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}}
         return {}

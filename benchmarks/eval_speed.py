@@ -1,0 +1,143 @@
+"""Process time of our engine and of lm-eval's HFLM on the same requests, in one process, on SmolLM2-135M in fp32.
+
+    python benchmarks/eval_speed.py --data DIR                      # all; about 15 minutes of one core
+    python benchmarks/eval_speed.py --data DIR --tasks mmlu bbh     # some of them
+    python benchmarks/eval_speed.py --data DIR --no-batches         # HFLM at batch size 1 only
+
+DIR is laid out as for `paths.data`. HFLM runs at batch size 1 and 8 and its better time counts. One thread, unless --threads says
+otherwise. Last, the host's share (prompts, tokens, packing) of a first and a second rung of MMLU's 57 subjects, with a model of no size.
+Prints a table, and one JSON line at the end; ends with status 1 when answers differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
+
+import torch
+
+from benchmarks.beside_harness import Work, answers, benchmark_of, harness_engine, our_engine, requests_of
+from benchmarks.edit_speed import smollm2
+from editeval.files import Cache
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import EvaluationContext
+
+# Enough items of one task that sharing shows; few enough that HFLM ends.
+WORKS: Mapping[str, Work] = {
+    "mmlu": Work(benchmark="mmlu", changes={"task": "mmlu_anatomy", "limit": 24}),
+    "truthfulqa": Work(benchmark="truthfulqa", changes={"task": "truthfulqa_mc2", "limit": 16}),
+    "toxigen": Work(benchmark="toxigen", changes={"limit": 100}),
+    "bbh": Work(benchmark="bbh", changes={"task": "bbh_cot_fewshot_boolean_expressions", "limit": 24}),
+    "gsm8k": Work(benchmark="gsm8k", changes={"limit": 8}),
+    "triviaqa": Work(benchmark="triviaqa", changes={"limit": 48}),
+}
+TARGETS = {"mmlu": 6.0, "truthfulqa": 12.0, "toxigen": 2.5, "bbh": 4.0, "gsm8k": 2.0, "triviaqa": 2.0}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """CPU seconds of each engine on one task's requests."""
+
+    task: str
+    requests: int
+    ours_seconds: float
+    hflm_seconds: Mapping[int, float]  # by batch size
+    largest_difference: float
+    texts_equal: int
+
+    @property
+    def speedup(self) -> float:
+        """HFLM's better time over ours."""
+        return min(self.hflm_seconds.values()) / self.ours_seconds
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Time the chosen tasks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--tasks", nargs="*", choices=list(WORKS), default=list(WORKS))
+    parser.add_argument("--limit", type=int, default=None, help="items of each task")
+    parser.add_argument("--no-batches", action="store_true", help="HFLM at batch size 1 only")
+    parser.add_argument("--no-host", action="store_true", help="leave the host's share of MMLU out")
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    model = EditedModel(smollm2())
+    model.score(["a"], [" b"])  # the plan's trial is made once a run
+    sizes = (1,) if options.no_batches else (1, 8)
+    timings = []
+    for name in options.tasks:
+        timing = compare(name, model, data=options.data, sizes=sizes, limit=options.limit)
+        timings.append(timing)
+        print(
+            f"{name}: {timing.speedup:.1f} times (target {TARGETS[name]}), ours {timing.ours_seconds:.1f} s, HFLM {timing.hflm_seconds}; "
+            f"largest difference {timing.largest_difference:.1e}, {timing.texts_equal} texts equal",
+            flush=True,
+        )
+    host = {} if options.no_host else host_seconds(options.data)
+    records = [{**asdict(timing), "speedup": timing.speedup, "target": TARGETS[timing.task]} for timing in timings]
+    print(json.dumps({"threads": torch.get_num_threads(), "torch": torch.__version__, "tasks": records, "mmlu_host_seconds": host}))
+    return 0
+
+
+def compare(name: str, model: EditedModel, *, data: Path, sizes: Sequence[int], limit: int | None) -> Timing:
+    """Answer one task's requests with each engine."""
+    work = WORKS[name] if limit is None else Work(benchmark=WORKS[name].benchmark, changes={**WORKS[name].changes, "limit": limit})
+    requests = requests_of(benchmark_of(work, data=data), model)
+    ours, ours_seconds = timed(our_engine(model), requests)
+    hflm_seconds: dict[int, float] = {}
+    for size in sizes:
+        expected, hflm_seconds[size] = timed(harness_engine(model, batch_size=size), requests)
+        print(f"  {name}: ours {ours_seconds:.1f} s, HFLM at batch size {size} {hflm_seconds[size]:.1f} s", flush=True)
+        if size == 1:
+            reference = expected
+    pairs = list(zip(ours.get("loglikelihood", []), reference.get("loglikelihood", []), strict=True))
+    texts = list(zip(ours.get("generate_until", []), reference.get("generate_until", []), strict=True))
+    return Timing(
+        task=name,
+        requests=sum(map(len, requests.values())),
+        ours_seconds=ours_seconds,
+        hflm_seconds=hflm_seconds,
+        largest_difference=max((abs(found[0] - wanted[0]) for found, wanted in pairs), default=0.0),
+        texts_equal=sum(found == wanted for found, wanted in texts),
+    )
+
+
+def host_seconds(data: Path) -> dict[str, float]:
+    """Return the CPU seconds of a first and a second rung of all of MMLU with a model of one narrow layer."""
+    from editeval.models.tiny import TinyModel
+
+    benchmark = benchmark_of(Work(benchmark="mmlu", changes={}), data=data)
+    with tempfile.TemporaryDirectory() as folder:
+        source = TinyModel(
+            name="tiny", architecture="llama", cache_dir=folder, num_layers=1, hidden_size=8, num_heads=2, max_positions=8192, device="cpu"
+        )
+        model = EditedModel(source.load())
+        context = EvaluationContext(num_edits=0, edited=(), planned=(), seed=0, cache=Cache(Path(folder)))
+        seconds = {}
+        for rung in ("first", "second"):
+            start = time.process_time()
+            benchmark.evaluate(model, context)
+            seconds[rung] = time.process_time() - start
+            print(f"  host, MMLU, {rung} rung: {seconds[rung]:.1f} s with the tiny model", flush=True)
+    return seconds
+
+
+def timed(engine: Any, requests: Mapping[str, Sequence[Any]]) -> tuple[dict[str, list[Any]], float]:
+    """Return an engine's answers and the CPU seconds they took."""
+    start = time.process_time()
+    given = answers(engine, requests)
+    return given, time.process_time() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main())

