@@ -149,7 +149,7 @@ def test_a_missing_tensor_is_refused_not_made_up(original: LanguageModel, folder
 def test_layers_may_lie_on_the_devices_of_a_map(
     original: LanguageModel, folder: Path, tmp_path: Path, device_map: dict[str, str] | str
 ) -> None:
-    lm = source(folder, tmp_path, device="cpu", device_map=device_map).load()
+    lm = source(folder, tmp_path, device_map=device_map).load()
     assert lm.device_of(lm.layer_module(lm.sites.mlp_out, 0)) == torch.device("cpu")
     assert lm.fingerprint == original.fingerprint
 
