@@ -60,12 +60,16 @@ class TwoDevices(TorchDispatchMode):
 
 
 class Literals(TorchFunctionMode):
-    """`torch.tensor` of Python numbers reaches no dispatcher: it is made on the CPU and moved."""
+    """Tensors of Python numbers (`torch.tensor`, lists as indices) reach no dispatcher: they are made on the CPU, and moved."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is torch.tensor and kwargs.get("device") is not None:
             return function(*args, **{**kwargs, "device": CPU}).to(kwargs["device"])
+        if function is torch.Tensor.__getitem__:
+            tensor, index = args
+            index = tuple(torch.tensor(part) if isinstance(part, list) else part for part in index) if isinstance(index, tuple) else index
+            return function(tensor, index)
         return function(*args, **kwargs)
 
 
@@ -73,6 +77,8 @@ def run(function: Any, args: Any, kwargs: Any) -> Any:
     """Call an operation on the tensors that the arguments hold; its result lies where the arguments, or `device`, say."""
     tensors = [leaf for leaf in tree_flatten((args, kwargs))[0] if isinstance(leaf, Tensor)]
     name = function._schema.name
+    if any(tensor.is_meta and not isinstance(tensor, Elsewhere) for tensor in tensors):
+        raise RuntimeError(f"{name} got a tensor that was put on {SECOND} past this stand-in; its numbers are lost")
     if not name.startswith((*TRANSFERS, *INDEXING)):
         places = {isinstance(tensor, Elsewhere) for tensor in tensors if tensor.dim() or isinstance(tensor, Elsewhere)}
         if len(places) > 1:
