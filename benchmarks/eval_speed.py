@@ -31,13 +31,14 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EvaluationContext
 
-# Enough items of one task that sharing shows; few enough that HFLM ends.
+# Enough items of one task that sharing shows; few enough that HFLM ends. Where this small model does not stop by itself, texts are cut
+# at 128 tokens on both sides.
 WORKS: Mapping[str, Work] = {
     "mmlu": Work(benchmark="mmlu", changes={"task": "mmlu_human_aging", "limit": 30}),
     "truthfulqa": Work(benchmark="truthfulqa", changes={"task": "truthfulqa_mc2", "limit": 16}),
     "toxigen": Work(benchmark="toxigen", changes={"limit": 100}),
-    "bbh": Work(benchmark="bbh", changes={"task": "bbh_cot_fewshot_boolean_expressions", "limit": 24}),
-    "gsm8k": Work(benchmark="gsm8k", changes={"limit": 16}),
+    "bbh": Work(benchmark="bbh", changes={"task": "bbh_cot_fewshot_boolean_expressions", "limit": 24, "max_new_tokens": 128}),
+    "gsm8k": Work(benchmark="gsm8k", changes={"limit": 16, "max_new_tokens": 128}),
     "triviaqa": Work(benchmark="triviaqa", changes={"limit": 48}),
 }
 TOLERANCE = 1e-3  # nats; see `eval_parity.py`
