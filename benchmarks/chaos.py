@@ -9,6 +9,7 @@ written. After the last one the sweep is started once more. Zero rungs may be lo
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -106,11 +107,16 @@ def main() -> None:
         wrong_digests = sum(found[run][0] != expected[run][0] for run in expected if run in found)
         lost = sum(len(set(scores) - set(found[run][1])) if run in found else len(scores) for run, (_, scores) in expected.items())
         different = sum(found[run][1].get(key) != value for run in expected for key, value in expected[run][1].items() if run in found)
-        print(
-            f"{options.kills} hits in {time.perf_counter() - started:.0f} s (an unbroken sweep takes {unbroken_seconds:.0f} s): "
-            f"{len(expected) - len(set(expected) & set(found))} runs lost, {lost} scores lost, {wrong_digests} wrong digests, "
-            f"{different - lost} different scores"
-        )
+        figures = {
+            "hits": options.kills,
+            "seconds": round(time.perf_counter() - started),
+            "unbroken_seconds": round(unbroken_seconds),
+            "lost_runs": len(set(expected) - set(found)),
+            "lost_scores": lost,
+            "wrong_digests": wrong_digests,
+            "different_scores": different - lost,
+        }
+        print(json.dumps(figures))
         if found != expected:
             raise SystemExit(1)
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from editeval.files import read_jsonl
@@ -87,17 +87,20 @@ def main() -> None:
     rungs = [int(rung) for rung in options.rungs.split(",")]
     with tempfile.TemporaryDirectory() as name:
         ours = as_trajectories(Path(name) / "trajectories", methods, rungs, benchmarks)
-        print(f"as trajectories: {ours}")
+        print(f"as trajectories: {ours}", flush=True)
+        figures: dict[str, object] = {"as trajectories": asdict(ours)}
         assert ours.edits == len(methods) * max(rungs), "an edit was computed twice, or not at all"
         assert ours.evaluations == len(methods) * (len(rungs) + 1) * len(benchmarks), "a score was measured twice, or not at all"
         if not options.only_trajectories:
-            print(f"cell by cell:    {cell_by_cell(Path(name) / 'cells', methods, rungs, benchmarks)}")
+            cells = cell_by_cell(Path(name) / "cells", methods, rungs, benchmarks)
+            print(f"cell by cell:    {cells}")
+            figures["cell by cell"] = asdict(cells)
     paper = {
         "edits as trajectories": PAPER_METHODS * max(PAPER_RUNGS),
         "edits cell by cell": PAPER_METHODS * PAPER_BENCHMARKS * sum(PAPER_RUNGS),
         "edits with one process a rung": PAPER_METHODS * sum(PAPER_RUNGS),
     }
-    print(f"the published grid for one model: {json.dumps(paper)}")
+    print(json.dumps({**figures, "the published grid for one model": paper}))
 
 
 if __name__ == "__main__":

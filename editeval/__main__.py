@@ -1,4 +1,4 @@
-"""`python -m editeval status | retry | sync | report | verify | export | bisect | diff | doctor | prefetch`: on disk, and left to do."""
+"""`python -m editeval COMMAND`: what is on disk, and what is left to do; `python -m editeval --help` lists the commands."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from editeval.types import EditevalError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+QUERY_ROWS = 200  # lines of an answer that are shown
+QUERY_WIDTH = 200  # characters a line where the output is no terminal
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,6 +74,14 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--wandb", default=None, metavar="ENTITY/PROJECT", help="make a W&B report too (offline: its specification)")
     report.add_argument("--names", type=Path, default=None, help="pairs, families and aspects (default: editeval/report/studies.yaml)")
     report.set_defaults(command=_report)
+
+    query = commands.add_parser("query", help="ask the scores and edits of all runs in SQL; without a question, list every score")
+    query.add_argument("runs", type=Path, help="folder of a run, or a folder of runs")
+    query.add_argument(
+        "sql", nargs="?", default=None, help='such as "SELECT method, avg(value) FROM scores GROUP BY ALL"; also: edits, runs'
+    )
+    query.add_argument("--to", type=Path, default=None, help="write the answer to a file too: .csv, .parquet or .json")
+    query.set_defaults(command=_query)
 
     verify = commands.add_parser("verify", help="replay a run's journal, check its digests, measure one rung again")
     verify.add_argument("run", type=Path, help="folder of a run")
@@ -200,6 +212,24 @@ def _report(options: argparse.Namespace) -> int:
     for verdict in files.verdicts:
         print(f"{verdict.key:6} {verdict.outcome:9} {verdict.reason}")  # noqa: T201
     print("\n".join(filter(None, (str(files.html), files.wandb))))  # noqa: T201
+    return 0
+
+
+def _query(options: argparse.Namespace) -> int:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    from editeval.report.query import OVERVIEW, query
+
+    answer = query(_runs(options.runs), options.sql or OVERVIEW, to=options.to)
+    console = Console() if sys.stdout.isatty() else Console(width=QUERY_WIDTH)
+    table = Table(*answer.columns, box=SIMPLE_HEAD, pad_edge=False)
+    for row in answer.rows[:QUERY_ROWS]:
+        table.add_row(*(f"{value:.6g}" if isinstance(value, float) else "–" if value is None else str(value) for value in row))
+    console.print(table, markup=False)
+    hidden = len(answer.rows) - QUERY_ROWS
+    console.print(f"{len(answer.rows)} rows" + (f", {hidden} not shown: --to FILE.csv holds all" if hidden > 0 else ""))
     return 0
 
 

@@ -15,7 +15,7 @@ from editeval.interfaces import Callback, RunState
 from editeval.revisit import export, load_edited, load_exported, verify
 from editeval.types import EditevalError, EditRequest
 
-METHODS = ("grace", "ike", "wise")
+METHODS = ("grace", "ike", "serac", "wise")
 PROMPTS = ["The capital of France is", "The mother tongue of Danielle Darrieux is", "Yes"]
 Configured = Callable[..., DictConfig]
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from editeval.files import Cache, write_atomic
 from editeval.memory.encoder import SentenceEncoder, encoder_key
-from editeval.types import EditRequest, Progress, content_key, seed_for
+from editeval.models.model import LanguageModel
+from editeval.types import EditError, EditRequest, Progress, content_key, seed_for
 
 KINDS = ("copy", "update", "retain")
 
@@ -62,6 +63,22 @@ def pool_of(rows: Sequence[EditRequest], encoder: SentenceEncoder, cache: Cache,
 def statement_of(request: EditRequest) -> str:
     """Return a request's fact as a sentence."""
     return f"{request.full_prompt.rstrip()} {request.target_new}"
+
+
+def statement_that_fits(lm: LanguageModel, request: EditRequest) -> str:
+    """Return a request's fact as a sentence, after a look at whether a model has room for it and for the question about it.
+
+    Raises:
+        EditError: it has not.
+    """
+    statement = statement_of(request)
+    size, most = len(lm.tokenizer(question(statement) + statement)["input_ids"]), lm.description.max_positions
+    if size > most:
+        raise EditError(
+            f"the fact before its own prompt has {size} tokens, {lm.description.name} takes at most {most}; shorten the prompt",
+            request_ids=[request.request_id],
+        )
+    return statement
 
 
 def example(statement: str, prompt: str, answer: str) -> str:

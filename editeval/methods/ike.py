@@ -25,11 +25,11 @@ from editeval.files import Cache
 from editeval.inference.adapters import Route
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
-from editeval.memory.demonstrations import KINDS, DemonstrationPool, example, pool_of, question, statement_of
+from editeval.memory.demonstrations import KINDS, DemonstrationPool, example, pool_of, question, statement_that_fits
 from editeval.memory.encoder import SentenceEncoder, encoder_identity, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
 from editeval.models.model import LanguageModel
-from editeval.types import ConfigError, EditError, EditevalError, EditRequest, ModelDescription, Progress
+from editeval.types import ConfigError, EditevalError, EditRequest, ModelDescription, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,14 +127,7 @@ class Editor:
         return Edit(deltas=(memory_delta(facts),), diagnostics={"demonstrations": float(len(facts[0].demonstrations))} if facts else {})
 
     def _fact(self, request: EditRequest) -> Fact:
-        statement = statement_of(request)
-        text = question(statement) + statement
-        size, most = len(self.lm.tokenizer(text)["input_ids"]), self.lm.description.max_positions
-        if size > most:
-            raise EditError(
-                f"the fact before its own prompt has {size} tokens, the model takes at most {most}; shorten the prompt",
-                request_ids=[request.request_id],
-            )
+        statement = statement_that_fits(self.lm, request)
         shown: tuple[str, ...] = ()
         if self.pool is not None:
             (embedded,) = self.encoder.encode([statement])

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from editeval.report.items import Degenerate, Outcomes, Record, choice, degenerate, outcomes_of
-from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, read_collapse, read_edits, read_manifest, read_timings
+from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, read_collapse, read_edits, read_manifest, read_peak_memory, read_timings
 from editeval.runner.table import PROTOCOLS_FIRST, RAISED_BY_EDITS, Column, ScoreTable, headline, score_table
 from editeval.types import EditevalError, Score
 
@@ -88,6 +88,7 @@ class Run:
     table: ScoreTable
     edits: tuple[Mapping[str, Any], ...]
     timings: Mapping[str, float]
+    peak_memory_bytes: int | None
     journal_bytes: int
     collapsed_at: int | None  # the edit that broke the model beyond measuring
     outcomes: dict[tuple[int, Column], Outcomes] = field(default_factory=dict)
@@ -170,6 +171,7 @@ def _read_run(folder: Path, known: Studies, shared: dict[tuple[str, str, str], t
         table=score_table(scores),
         edits=edits,
         timings=read_timings(folder),
+        peak_memory_bytes=read_peak_memory(folder),
         collapsed_at=None if (collapse := read_collapse(folder)) is None else int(collapse["step"]),
         journal_bytes=sum(path.stat().st_size for path in (folder / JOURNAL_FOLDER).glob("*")) if (folder / JOURNAL_FOLDER).is_dir() else 0,
     )

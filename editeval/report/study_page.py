@@ -206,7 +206,6 @@ def _run_row(run: Run, one: Series | None, content: StudyContent) -> str:
     measuring = sum(value for name, value in run.timings.items() if name.startswith("measuring"))
     page = run.folder / "report" / "report.html"
     link = f'<a href="{_text(relative(page, content.folder))}">open</a>' if page.exists() else ""
-    peak = run.manifest.get("peak_memory_bytes")
     cells = (
         *(format_number(value) for value in (*qualities, kept)),
         *marks,
@@ -215,7 +214,7 @@ def _run_row(run: Run, one: Series | None, content: StudyContent) -> str:
         format_number(published_seconds().get((run.model, run.method))),
         seconds_text(measuring) if measuring else "–",
         _bytes(run.journal_bytes),
-        _bytes(peak) if isinstance(peak, int) else "–",
+        "–" if run.peak_memory_bytes is None else _bytes(run.peak_memory_bytes),
     )
     data = {"model": run.model, "method": method, "dataset": run.dataset if one is None else one.dataset, "seed": str(run.seed)}
     attributes = "".join(f' data-{name}="{_text(value)}"' for name, value in data.items())

@@ -6,12 +6,14 @@ Nothing here changes a number. Settings come from `conf/callback/`.
 from __future__ import annotations
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.box import SIMPLE_HEAD
@@ -121,9 +123,17 @@ def _canary_log_perplexity(model: EditedModel) -> float:
 # -- timing ----------------------------------------------------------------------------------------------------------------
 
 
+def peak_memory_bytes() -> int:
+    """Return the most memory that was in use at once: on GPUs where there are any (of this process), else the process's resident set."""
+    if torch.cuda.is_available():
+        return sum(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count()))
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used if sys.platform == "darwin" else used * 1024  # Linux counts in KiB
+
+
 @dataclass(kw_only=True)
 class Timing(Callback):
-    """Says at the end what took how long, and keeps it in `timings.jsonl`: one row a launch."""
+    """Says at the end what took how long, and keeps it, with the peak of memory, in `timings.jsonl`: one row a launch."""
 
     console: Console | None = None
     clock: Callable[[], float] = time.perf_counter
@@ -192,7 +202,8 @@ class Timing(Callback):
 
     def _keep(self, state: RunState, ended_by: str) -> None:
         self.seconds[self.OTHER] = max(0.0, self.clock() - self._made - sum(self.seconds.values()))
-        row = {"ended_at": datetime.now(UTC).isoformat(timespec="seconds"), "ended_by": ended_by, "seconds": self.seconds}
+        row: dict[str, Any] = {"ended_at": datetime.now(UTC).isoformat(timespec="seconds"), "ended_by": ended_by, "seconds": self.seconds}
+        row["peak_memory_bytes"] = peak_memory_bytes()
         append_jsonl(Path(state.run_dir) / TIMINGS_FILE, [row])
 
 

@@ -297,6 +297,12 @@ def read_timings(run_dir: Path | str) -> dict[str, float]:
     return total
 
 
+def read_peak_memory(run_dir: Path | str) -> int | None:
+    """Return the most memory in bytes that a launch of this run had in use (jobs of one process count together), or None."""
+    rows, _ = read_jsonl(Path(run_dir) / TIMINGS_FILE)
+    return max((int(row["peak_memory_bytes"]) for row in rows if "peak_memory_bytes" in row), default=None)
+
+
 # -- rows ------------------------------------------------------------------------------------------------------------------
 
 

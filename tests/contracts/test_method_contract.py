@@ -25,7 +25,10 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
 CONTROLS = {"none"}  # methods whose edit is meant to change nothing
 NOISE = {"random"}  # methods whose edit is meant to change weights, but to write no fact
-READ = {"ike"}  # methods that write facts as text, of which a random model makes what chance has it; tests/methods have one that reads
+READ = {
+    "ike",
+    "serac",
+}  # methods that write facts as text, of which a random model makes what chance has it; tests/methods have one that reads
 MODELS = sorted(path.stem for path in (CONF / "model").glob("tiny-*.yaml"))
 CORE_MODELS = ("tiny-gpt2", "tiny-llama", "tiny-neox")  # absolute positions and turned weights, gated MLPs, parallel blocks
 GENESIS = "0" * 64

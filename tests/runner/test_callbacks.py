@@ -18,7 +18,7 @@ from editeval.inference.edited import ContinuationScore, EditedModel
 from editeval.interfaces import EditEvent, RunState
 from editeval.runner.callbacks import EditLog, Timing, Watchdog, weight_norm_ratio
 from editeval.runner.progress import RichProgress, seconds_text
-from editeval.runner.results import TIMINGS_FILE, read_collapse, read_edits, read_timings
+from editeval.runner.results import TIMINGS_FILE, read_collapse, read_edits, read_peak_memory, read_timings
 from editeval.types import EditRequest, Score
 
 REQUEST = EditRequest(request_id="a", prompt="{} is in", subject="Rome", target_new="France")
@@ -252,6 +252,9 @@ def test_timing_accounts_for_every_second_once(tmp_path: Path) -> None:
     }
     assert "measuring quick" in text.getvalue()
     assert sum(read_timings(tmp_path).values()) == 40
+    peak = read_peak_memory(tmp_path)
+    assert peak is not None
+    assert peak > 50e6, "torch alone takes more; in bytes, not KiB"
 
 
 def test_timings_add_up_over_launches_and_survive_a_failure(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import logging
 import math
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from editeval.runner.loggers import SCORES_CSV, ConsoleLogger, CsvLogger
 from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, write_manifest
 from editeval.runner.wandb_mirror import WandbMirror, has_wandb_account
 from editeval.types import Evaluation, Measurement, Score
+from tests.runner.offline import history, offline_records
 
 MODEL = cast(EditedModel, None)
 
@@ -160,29 +160,6 @@ def mirror_run(mirror: WandbMirror, run_dir: Path, scores: tuple[Score, ...]) ->
             mirror.on_edit_end(run_state(run_dir, rung), edit_event(rung), MODEL)
         mirror.on_evaluation_end(run_state(run_dir, rung), "quick", [score for score in scores if score.num_edits == rung])
     mirror.on_run_end(run_state(run_dir), scores)
-
-
-def offline_records(run_dir: Path) -> list[Mapping[str, Any]]:
-    """Read offline runs back with W&B's own reader."""
-    program = shutil.which("wandb", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    assert program is not None
-    records: list[Mapping[str, Any]] = []
-    for path in sorted((run_dir / "wandb").glob("offline-run-*/*.wandb")):
-        done = subprocess.run([program, "leet", "inspect", "--json", str(path)], capture_output=True, text=True, check=True, timeout=60)
-        records += [json.loads(line) for line in done.stdout.splitlines()]
-    return records
-
-
-def history(records: list[Mapping[str, Any]]) -> dict[tuple[int, str], Any]:
-    """Return every logged value by (num_edits, key); a value logged twice is an error."""
-    values: dict[tuple[int, str], Any] = {}
-    for record in records:
-        item = record.get("history", {}).get("item", {})
-        for name, value in item.items():
-            if not name.startswith("_") and name != "num_edits":
-                assert (item["num_edits"], name) not in values, f"{name} was logged twice"
-                values[(item["num_edits"], name)] = value
-    return values
 
 
 @pytest.mark.usefixtures("no_account", "quiet_logging")

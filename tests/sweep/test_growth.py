@@ -1,63 +1,23 @@
-"""Thousands of cells, a thousand runs: what planning and looking tell stays whole (how fast they are is in BENCHMARKS.md)."""
+"""Thousands of cells, a thousand runs: what planning, looking and asking tell stays whole (how fast they are is in BENCHMARKS.md)."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from editeval.runner.results import ScoreStore
-from editeval.sweep import records
-from editeval.sweep.plan import Job
-from editeval.sweep.records import DONE, JobRecord, PlannedJob, Process, SweepRecord
+from editeval.report.query import query
 from editeval.sweep.show import show_status
-from editeval.types import Evaluation, Measurement
 from tests.sweep.commands import Program
-
-RUNS, BENCHMARKS = 1000, ("mmlu", "gsm8k", "edit-quality")
+from tests.sweep.many import BENCHMARKS, METRICS, RUNS, write_many
 
 pytestmark = pytest.mark.xdist_group("test_growth")  # they share what a fixture makes
 
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A thousand finished runs of three cells, in one sweep: 3,000 cells."""
     runs = tmp_path_factory.mktemp("many")
-    template = runs / "template"
-    measured = [Measurement(task=f"t{k}", metric="accuracy", protocol="likelihood", value=k / 7, n=9) for k in range(6)]
-    for name in BENCHMARKS:
-        ScoreStore(template).record(
-            Evaluation(measurements=tuple(measured)), benchmark=name, benchmark_key="k", num_edits=0, state_digest="s", seconds=1.0
-        )
-    scores = (template / "scores.jsonl").read_bytes()
-    config = {"model": {"name": "tiny"}, "method": {"name": "rome"}, "num_edits": 0, "benchmark": {name: {} for name in BENCHMARKS}}
-    jobs = [Job(overrides=(f"seed={seed}", "num_edits=[0]"), rungs=(0,), benchmarks=BENCHMARKS) for seed in range(RUNS)]
-    (template / "scores.jsonl").unlink()
-    template.rmdir()
-    (runs / records.JOBS).mkdir()
-    for number, job in enumerate(jobs):  # plainly, without what makes a write survive a power cut: that is not what is timed
-        folder = runs / f"tiny-rome-facts-{number:012d}"
-        folder.mkdir()
-        (folder / "manifest.json").write_text(json.dumps({"edit_key": "e", "model_fingerprint": "s", "config": config}))
-        (folder / "edits.jsonl").write_text(json.dumps({"step": 1, "seconds": 0.5}) + "\n")
-        (folder / "scores.jsonl").write_bytes(scores)
-        record = JobRecord(
-            job=job.id,
-            overrides=job.overrides,
-            code="c",
-            state=DONE,
-            process=Process.current(),
-            started_at="",
-            updated_at="",
-            run_dir=folder.name,
-        )
-        (runs / records.JOBS / f"{job.id}.json").write_text(json.dumps(asdict(record)))
-    planned = tuple(PlannedJob(job=job.id, overrides=job.overrides, rungs=job.rungs, benchmarks=job.benchmarks) for job in jobs)
-    records.write_sweep(
-        runs, SweepRecord(sweep=records.sweep_id(jobs), command=("launch.py", "-m"), folder=str(runs), made_at="", jobs=planned)
-    )
+    write_many(runs)
     return runs
 
 
@@ -66,6 +26,12 @@ def test_the_status_of_a_thousand_runs_counts_every_cell(many: Path, capsys: pyt
     assert {status.state for status in found} == {"done"}
     assert sum(len(status.measured) for status in found) == 3 * RUNS
     assert "1000 done" in capsys.readouterr().out
+
+
+def test_a_query_over_a_thousand_runs_counts_every_cell(many: Path) -> None:
+    folders = sorted(path.parent for path in many.glob("*/manifest.json"))
+    answer = query(folders, "SELECT benchmark, count(*) FROM scores GROUP BY ALL ORDER BY ALL")
+    assert answer.rows == tuple((name, METRICS * RUNS) for name in sorted(BENCHMARKS))
 
 
 @pytest.mark.parametrize(

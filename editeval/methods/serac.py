@@ -1,0 +1,260 @@
+"""SERAC: leave the model alone; keep every edit in a memory, and let another model answer what is about one of them.
+
+Mitchell et al. 2022, "Memory-Based Model Editing at Scale", arXiv:2206.06520.
+
+    python launch.py method=serac training=counterfact dataset=counterfact paths.data=DIR prepare_only=true   # train, once
+    python launch.py method=serac training=counterfact dataset=counterfact paths.data=DIR num_edits=[1,10,100]
+
+Two parts are trained beforehand on rows that are never edited: a scope classifier (`memory.scope`), which tells which fact a request is
+about, if any, and a counterfactual model (`memory.reader`), which answers a request by the fact before it (equation 1):
+
+    answer(x) = counterfactual(fact, x) if g(x, fact) >= 1/2 for the likeliest fact, else model(x)
+
+An edit only adds its fact to the memory. What is about no fact gets the very scores of the model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from editeval.datasets.training import TrainingSet
+from editeval.edits.delta import Edit
+from editeval.files import Cache
+from editeval.inference.adapters import Route
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import attach
+from editeval.memory.archive import file_key, read_archive, write_archive
+from editeval.memory.demonstrations import question, statement_that_fits
+from editeval.memory.encoder import SentenceEncoder, encoder_identity, load_encoder
+from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
+from editeval.memory.settings import LearningSettings
+from editeval.models.load import PretrainedModel, frozen
+from editeval.models.model import LanguageModel
+from editeval.types import ConfigError, EditevalError, EditRequest, ModelDescription, Progress, content_key
+
+FORMAT_VERSION = 1  # raised when the same rows and settings train other parts than before
+PARTS = ("scope", "counterfactual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SERAC:
+    """SERAC's settings; published numbers are in conf/method/serac.yaml.
+
+    `counterfactual` is a model with the tokenizer of the edited one (a Hugging Face id or folder); None: a copy of the edited model.
+    `similarity` is the cosine from which on a request is about a fact before training. `archive` is a folder with the trained parts
+    (`scope.safetensors`, `counterfactual.safetensors`) to be used instead of training; None: from the cache, where training puts them.
+    """
+
+    max_batch_size: ClassVar[int | None] = None
+
+    name: str
+    encoder: str
+    counterfactual: str | None
+    similarity: float
+    scope_learning_rate: float
+    learning_rate: float
+    gradient_clip: float
+    max_steps: int
+    rows_per_step: int
+    validate_every: int
+    patience: int
+    held_back: float
+    training_seed: int
+    training: TrainingSet
+    archive: str | None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.similarity < 1:
+            raise ConfigError(f"method.similarity={self.similarity} must be a cosine between 0 and 1")
+        if not self.scope_learning_rate > 0:
+            raise ConfigError(f"method.scope_learning_rate={self.scope_learning_rate} must be above 0")
+        _ = self._learning_settings  # checks the numbers
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return everything that edits and answers depend on beside model and requests."""
+        if self.archive is not None:
+            return {"archive": [file_key(self._part_of_archive(part)) for part in PARTS], "encoder": encoder_identity(self.encoder)}
+        return self._learning()
+
+    def check(self, model: ModelDescription) -> None:
+        """Check encoder, archive and training rows.
+
+        Raises:
+            ConfigError: there is no such encoder or archive.
+            DatasetError: the training set cannot be read, or shares every subject with what is edited.
+        """
+        encoder_identity(self.encoder)
+        if self.archive is None:
+            self.training.check()
+            return
+        for part in PARTS:
+            if not self._part_of_archive(part).is_file():
+                raise ConfigError(
+                    f"method.archive={self.archive} has no {part}.safetensors; give a folder with both parts, or null to train"
+                )
+
+    def adapter(self, lm: LanguageModel, cache: Cache, progress: Progress) -> CounterfactualAdapter:
+        """Return an empty memory with both parts: from `archive`, from the cache, or trained now."""
+        encoder, similarity = self._scope(lm, cache, progress)
+        return CounterfactualAdapter(encoder, similarity=similarity, reader=EditedModel(self._reader(lm, cache, progress)))
+
+    def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
+        """Return the editor, which adds to the memory that is attached to the model (attached here where there is none).
+
+        Raises:
+            EditevalError: the adapter of another method is attached.
+        """
+        attach(self, model, cache, progress)
+        if not isinstance(model.adapter, CounterfactualAdapter):
+            raise EditevalError(f"SERAC adds to a memory, but a {type(model.adapter).__name__} is attached; load the model anew")
+        return Editor(memory=model.adapter)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _learning_settings(self) -> LearningSettings:
+        names = (name for name in LearningSettings.__dataclass_fields__ if name != "seed")
+        return LearningSettings(**{name: getattr(self, name) for name in names}, seed=self.training_seed)
+
+    def _learning(self) -> Mapping[str, Any]:
+        return {
+            "version": FORMAT_VERSION,
+            "encoder": encoder_identity(self.encoder),
+            "counterfactual": self.counterfactual,
+            "similarity": self.similarity,
+            "scope_learning_rate": self.scope_learning_rate,
+            "training": self.training.content_hash(),
+            **asdict(self._learning_settings),
+        }
+
+    def _part_of_archive(self, part: str) -> Path:
+        return Path(self.archive or "").expanduser() / f"{part}.safetensors"
+
+    def _path(self, part: str, belongs: Mapping[str, Any], cache: Cache) -> Path:
+        if self.archive is not None:
+            return self._part_of_archive(part)
+        return cache.path(f"serac-{part}", content_key({**belongs, **self._learning()}), ".safetensors")
+
+    def _scope(self, lm: LanguageModel, cache: Cache, progress: Progress) -> tuple[SentenceEncoder, float]:
+        """Return the trained encoder, on the model's device, and the cosine from which on a request is about a fact."""
+        device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))
+        belongs = {"encoder": encoder_identity(self.encoder)}
+        path = self._path("scope", belongs, cache)
+        encoder = load_encoder(self.encoder, cache).to(device)
+        if not path.exists():
+            self._train_scope(encoder, device, path, belongs, progress)
+        tensors, about = read_archive(path, belongs)
+        encoder.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()})
+        encoder.forget()
+        progress.message(f"scope classifier: {about['text']} ({path})")
+        return encoder.requires_grad_(False), float(about["similarity"])
+
+    def _train_scope(
+        self, encoder: SentenceEncoder, device: torch.device, path: Path, belongs: Mapping[str, Any], progress: Progress
+    ) -> None:
+        from editeval.memory.scope import ScopeLearner  # here, as below: it imports lightning, which takes seconds
+        from editeval.memory.training import train
+
+        rows = self.training.load()
+        progress.message(f"training a scope classifier on {len(rows)} rows of {self.training.name}; later runs read it")
+        learner = ScopeLearner(encoder, rows, threshold=self.similarity).to(device)
+        settings = replace(self._learning_settings, learning_rate=self.scope_learning_rate)
+        curve = train(learner, rows, settings, device=device, what="scope classifier", progress=progress)
+        best = min(curve, key=lambda validation: validation.loss)
+        about = {**belongs, "similarity": learner.similarity, "text": f"best at step {best.step}: {best.text()}"}
+        write_archive(path, dict(encoder.state_dict()), {**about, "rows": len(rows), "curve": [asdict(each) for each in curve]})
+
+    def _reader(self, lm: LanguageModel, cache: Cache, progress: Progress) -> LanguageModel:
+        """Return the trained counterfactual model."""
+        belongs = {"model": lm.fingerprint, "counterfactual": self.counterfactual}
+        path = self._path("counterfactual", belongs, cache)
+        reader = self._untrained(lm, cache)
+        if not path.exists():
+            self._train_reader(reader, path, belongs, progress)
+        tensors, about = read_archive(path, belongs)
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for name, parameter in reader.module.named_parameters():
+                parameter.copy_(tensors[name])
+        progress.message(f"counterfactual model: {about['text']} ({path})")
+        module = cast_to(frozen(reader.module), lm.module.dtype)
+        return replace(reader, module=module, fingerprint=file_key(path))
+
+    def _train_reader(self, reader: LanguageModel, path: Path, belongs: Mapping[str, Any], progress: Progress) -> None:
+        from editeval.memory.reader import ReaderLearner
+        from editeval.memory.training import train
+
+        rows = self.training.load()
+        size = sum(parameter.numel() for parameter in reader.module.parameters())
+        what = self.counterfactual or "a copy of the edited model"
+        progress.message(f"training {what} ({size / 1e6:.1f} million parameters) to answer by a fact, on {len(rows)} rows")
+        device = next(reader.module.parameters()).device
+        curve = train(ReaderLearner(reader), rows, self._learning_settings, device=device, what="counterfactual model", progress=progress)
+        best = min(curve, key=lambda validation: validation.loss)
+        about = {**belongs, "text": f"best at step {best.step}: {best.text()}", "rows": len(rows)}
+        write_archive(path, dict(reader.module.named_parameters()), {**about, "curve": [asdict(each) for each in curve]})
+
+    def _untrained(self, lm: LanguageModel, cache: Cache) -> LanguageModel:
+        """Return the counterfactual model before training, in float32.
+
+        Raises:
+            ConfigError: it cannot be had, or has another tokenizer.
+        """
+        if self.counterfactual is None:
+            return replace(lm, module=cast_to(copy.deepcopy(lm.module), torch.float32))
+        device = str(lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
+        source = PretrainedModel(name=Path(self.counterfactual).name, name_or_path=self.counterfactual, cache_dir=cache.root, device=device)
+        small = source.load()
+        if small.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
+            raise ConfigError(
+                f"method.counterfactual={self.counterfactual} has another vocabulary ({len(small.tokenizer)} tokens) than "
+                f"{lm.description.name} ({len(lm.tokenizer)}), so their scores could not be compared; choose a model of the same family"
+            )
+        return small
+
+
+def cast_to(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Cast a module, in place, and return it."""
+    nn.Module.to(module, dtype=dtype)  # transformers' own wrapper hides the signature
+    return module
+
+
+class CounterfactualAdapter(MemoryAdapter):
+    """A memory whose facts go, with what is asked about them, to another model (a `RequestAdapter`)."""
+
+    def __init__(self, encoder: SentenceEncoder, *, similarity: float, reader: EditedModel) -> None:
+        super().__init__(encoder, similarity=similarity, count=1)
+        self.reader = reader
+
+    def routes(self, requests: Sequence[str]) -> Sequence[Route | None]:
+        """Return each request's route: to the counterfactual model, behind the fact that it is about; None where it is about none."""
+        return [Route(prefix=question(hits[0].fact.statement), model=self.reader) if hits else None for hits in self.about(requests)]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Editor:
+    """SERAC bound to a model's memory."""
+
+    memory: CounterfactualAdapter
+
+    def edit(self, requests: Sequence[EditRequest], *, seed: int) -> Edit:
+        """Return the facts as the memory keeps them.
+
+        Raises:
+            EditError: a fact and its prompt are longer than the counterfactual model takes.
+        """
+        for request in requests:
+            statement_that_fits(self.memory.reader.lm, request)
+        embeddings = self.memory.encoder.encode([request.full_prompt for request in requests])
+        facts = [
+            Fact(prompt=request.full_prompt, subject=request.subject, target=request.target_new, embedding=embedding)
+            for request, embedding in zip(requests, embeddings, strict=True)
+        ]
+        return Edit(deltas=(memory_delta(facts),), diagnostics={"facts": float(len(self.memory.facts) + len(facts))})

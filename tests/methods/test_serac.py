@@ -1,0 +1,146 @@
+"""SERAC's two trained parts: what they learn, that they are trained once, and what they belong to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+
+from editeval.experiment import build
+from editeval.files import Cache
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import EditMethod
+from editeval.memory.encoder import HashedEncoder
+from editeval.memory.scope import ScopeLearner, _asked
+from editeval.methods.serac import SERAC, CounterfactualAdapter
+from editeval.models.tiny import TinyModel
+from editeval.types import ConfigError, EditRequest, Probe, SilentProgress
+from tests.methods.reading import FACTS, gains, reading_model
+
+OTHER = "Yes, the weather is fine and"
+
+
+class Said(SilentProgress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def method(compose_config: Callable[..., DictConfig], *overrides: str) -> SERAC:
+    made = build(compose_config("method=serac", "model=tiny-gpt2", *overrides).method, "method", EditMethod)
+    assert isinstance(made, SERAC)
+    return made
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    """One cache for this file: both parts are trained once."""
+    return Cache(tmp_path_factory.mktemp("trained"))
+
+
+def test_a_model_that_reads_answers_as_the_facts_say_and_what_is_about_none_is_left(
+    compose_config: Callable[..., DictConfig], trained: Cache
+) -> None:
+    model = EditedModel(reading_model(trained.root))
+    before = model.score([OTHER], [" so"])
+    assert min(gains(model, method(compose_config), trained)) > 0.25
+    assert model.score([OTHER], [" so"]) == before
+    assert isinstance(model.adapter, CounterfactualAdapter)
+    routes = model.adapter.routes([FACTS[0].full_prompt, OTHER])
+    assert routes[0] is not None
+    assert routes[0].model is model.adapter.reader
+    assert routes[1] is None
+    assert model.adapter.reader.lm.module is not model.lm.module
+
+
+def test_both_parts_are_trained_once(compose_config: Callable[..., DictConfig], trained: Cache) -> None:
+    first, second = Said(), Said()
+    for said in (first, second):
+        method(compose_config).prepare(EditedModel(reading_model(trained.root)), trained, said)
+    assert not any(line.startswith("training") for line in second.lines)
+    assert [line.split(":")[0] for line in second.lines] == ["scope classifier", "counterfactual model"]
+    assert len(list((trained.root / "serac-scope").iterdir())) == len(list((trained.root / "serac-counterfactual").iterdir())) == 1
+
+
+def test_the_classifier_learns_to_leave_neighbours_alone() -> None:
+    rows = tuple(
+        EditRequest(
+            request_id=str(number),
+            prompt="The capital of {} is",
+            subject=f"Land{number * 7919}",
+            target_new="Rome",
+            paraphrase_prompts=(f"Of Land{number * 7919} the seat of government is",),
+            neighborhood_prompts=(Probe(prompt=f"The capital of Coast{number * 104729} is", answer="Oslo"),),
+        )
+        for number in range(1, 13)
+    )
+    learner = ScopeLearner(HashedEncoder(), rows, threshold=0.7)
+    start = learner.validate(rows, 0)
+    optimizer = torch.optim.Adam(learner.parameters(), lr=1e-2)
+    for _ in range(30):
+        optimizer.zero_grad()
+        learner.loss(rows).backward()
+        optimizer.step()
+    end = learner.validate(rows, 30)
+    assert end.loss < start.loss / 2
+    assert min(end.shares["precision"], end.shares["recall"]) > 0.9
+
+
+def test_a_neighbour_that_is_a_fact_of_its_own_is_about_that_fact() -> None:
+    one = EditRequest(
+        request_id="1", prompt="{} is in", subject="Rome", target_new="Peru", neighborhood_prompts=(Probe(prompt="Oslo is in", answer="x"),)
+    )
+    two = EditRequest(request_id="2", prompt="{} is in", subject="Oslo", target_new="Chile")
+    assert _asked([one, two]).about == ["Rome is in", "Oslo is in", "Oslo is in"]
+    assert _asked([one]).about == ["Rome is in", None]
+
+
+def test_parts_of_another_model_or_encoder_are_refused(compose_config: Callable[..., DictConfig], trained: Cache, tmp_path: Path) -> None:
+    model = EditedModel(reading_model(trained.root))
+    method(compose_config).prepare(model, trained, SilentProgress())
+    for part in ("scope", "counterfactual"):
+        (file,) = (trained.root / f"serac-{part}").iterdir()
+        shutil.copy(file, tmp_path / f"{part}.safetensors")
+    given = method(compose_config, f"method.archive={tmp_path}")
+    again = EditedModel(reading_model(trained.root))
+    given.prepare(again, Cache(tmp_path / "empty"), SilentProgress())
+    assert isinstance(again.adapter, CounterfactualAdapter)
+    assert isinstance(model.adapter, CounterfactualAdapter)
+    assert again.adapter.reader.score([OTHER], [" so"]) == model.adapter.reader.score([OTHER], [" so"])
+
+    def other(**changed: Any) -> EditedModel:
+        return EditedModel(TinyModel(name="t", cache_dir=trained.root, device="cpu", **changed).load())
+
+    with pytest.raises(ConfigError, match=r"counterfactual\.safetensors was trained with model="):
+        given.prepare(other(architecture="gpt2", seed=1), trained, SilentProgress())
+    (tmp_path / "scope.safetensors").write_bytes(b"x")
+    with pytest.raises(ConfigError, match="no trained part of this method"):
+        given.prepare(other(architecture="gpt2"), trained, SilentProgress())
+    (tmp_path / "scope.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"has no scope\.safetensors"):
+        given.check(model.lm.description)
+
+
+def test_a_counterfactual_model_of_another_vocabulary_is_refused(
+    compose_config: Callable[..., DictConfig], trained: Cache, tmp_path: Path
+) -> None:
+    other = TinyModel(name="other", architecture="llama", cache_dir=trained.root, device="cpu").load()
+    other.module.save_pretrained(tmp_path)
+    other.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="has another vocabulary"):
+        method(compose_config, f"method.counterfactual={tmp_path}")._untrained(reading_model(trained.root), trained)
+    small = method(compose_config, f"method.counterfactual={tmp_path}")._untrained(other, trained)
+    assert small.module is not other.module
+
+
+@pytest.mark.parametrize("wrong", ["method.similarity=1", "method.held_back=0", "method.max_steps=0", "method.scope_learning_rate=0"])
+def test_settings_that_cannot_be_are_refused(compose_config: Callable[..., DictConfig], wrong: str) -> None:
+    with pytest.raises(ConfigError, match=r"method\."):
+        method(compose_config, wrong)
