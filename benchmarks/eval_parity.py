@@ -148,7 +148,9 @@ def _evaluated(work: Work, model: EditedModel, engine: Any, *, data: Path) -> Ev
     with benchmark._guarded():
         results = evaluate(lm=engine, task_dict=dict(benchmark._loaded), samples=benchmark._chosen, bootstrap_iters=1000)
     assert results is not None
-    samples = [sample for name in results["samples"] for sample in results["samples"][name]]
+    # The harness lists an item once for each way of reading its answer.
+    items = {(name, sample["doc_id"]): sample for name in results["samples"] for sample in results["samples"][name]}
+    samples = list(items.values())
     asked, answered, texts = [], [], []
     for sample in samples:
         for arguments, responses in zip(sample["arguments"], sample["resps"], strict=True):

@@ -2,7 +2,7 @@
 
     python benchmarks/eval_speed.py --data DIR                      # all; about 15 minutes of one core
     python benchmarks/eval_speed.py --data DIR --tasks mmlu bbh     # some of them
-    python benchmarks/eval_speed.py --data DIR --no-batches         # HFLM at batch size 1 only
+    python benchmarks/eval_speed.py --data DIR --batch-sizes 8 --max-new-tokens 48    # HFLM at one size, shorter texts: a quick look
 
 DIR is laid out as for `paths.data`. HFLM runs at batch size 1 and 8 and its better time counts. One thread, unless --threads says
 otherwise. Last, the host's share (prompts, tokens, packing) of a first and a second rung of MMLU's 57 subjects, with a model of no size.
@@ -31,13 +31,14 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EvaluationContext
 
-# Enough items of one task that sharing shows; few enough that HFLM ends.
+# Enough items of one task that sharing shows; few enough that HFLM ends. Where this small model does not stop by itself, texts are cut
+# at 128 tokens on both sides.
 WORKS: Mapping[str, Work] = {
     "mmlu": Work(benchmark="mmlu", changes={"task": "mmlu_human_aging", "limit": 30}),
     "truthfulqa": Work(benchmark="truthfulqa", changes={"task": "truthfulqa_mc2", "limit": 16}),
     "toxigen": Work(benchmark="toxigen", changes={"limit": 100}),
-    "bbh": Work(benchmark="bbh", changes={"task": "bbh_cot_fewshot_boolean_expressions", "limit": 24}),
-    "gsm8k": Work(benchmark="gsm8k", changes={"limit": 16}),
+    "bbh": Work(benchmark="bbh", changes={"task": "bbh_cot_fewshot_boolean_expressions", "limit": 24, "max_new_tokens": 128}),
+    "gsm8k": Work(benchmark="gsm8k", changes={"limit": 16, "max_new_tokens": 128}),
     "triviaqa": Work(benchmark="triviaqa", changes={"limit": 48}),
 }
 TOLERANCE = 1e-3  # nats; see `eval_parity.py`
@@ -68,17 +69,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--tasks", nargs="*", choices=list(WORKS), default=list(WORKS))
     parser.add_argument("--limit", type=int, default=None, help="items of each task")
-    parser.add_argument("--no-batches", action="store_true", help="HFLM at batch size 1 only")
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8], help="of HFLM; answers are compared with those of the first")
+    parser.add_argument("--max-new-tokens", type=int, default=None, help="of a written answer, on both sides")
     parser.add_argument("--no-host", action="store_true", help="leave the host's share of MMLU out")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     model = EditedModel(smollm2())
     model.score(["a"], [" b"])  # the plan's trial is made once a run
-    sizes = (1,) if options.no_batches else (1, 8)
     timings = []
     for name in options.tasks:
-        timing = compare(name, model, data=options.data, sizes=sizes, limit=options.limit)
+        changes = {"limit": options.limit, "max_new_tokens": options.max_new_tokens}
+        work = changed(WORKS[name], {setting: value for setting, value in changes.items() if value is not None})
+        timing = compare(name, work, model, data=options.data, sizes=options.batch_sizes)
         timings.append(timing)
         print(
             f"{name}: {timing.speedup:.1f} times (target {TARGETS[name]}), ours {timing.ours_seconds:.1f} s, HFLM {timing.hflm_seconds}; "
@@ -93,16 +96,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if same else 1
 
 
-def compare(name: str, model: EditedModel, *, data: Path, sizes: Sequence[int], limit: int | None) -> Timing:
+def changed(work: Work, changes: Mapping[str, Any]) -> Work:
+    """Return the work with other settings of its benchmark."""
+    return Work(benchmark=work.benchmark, changes={**work.changes, **changes})
+
+
+def compare(name: str, work: Work, model: EditedModel, *, data: Path, sizes: Sequence[int]) -> Timing:
     """Answer one task's requests with each engine."""
-    work = WORKS[name] if limit is None else Work(benchmark=WORKS[name].benchmark, changes={**WORKS[name].changes, "limit": limit})
     requests = requests_of(benchmark_of(work, data=data), model)
     ours, ours_seconds = timed(our_engine(model), requests)
     hflm_seconds: dict[int, float] = {}
     for size in sizes:
         expected, hflm_seconds[size] = timed(harness_engine(model, batch_size=size), requests)
         print(f"  {name}: ours {ours_seconds:.1f} s, HFLM at batch size {size} {hflm_seconds[size]:.1f} s", flush=True)
-        if size == 1:
+        if size == sizes[0]:
             reference = expected
     pairs = list(zip(ours.get("loglikelihood", []), reference.get("loglikelihood", []), strict=True))
     texts = list(zip(ours.get("generate_until", []), reference.get("generate_until", []), strict=True))
