@@ -22,13 +22,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
 
 import torch
 
 from benchmarks.speed_growth import growth
-from benchmarks.speed_pairs import METHODS
+from benchmarks.speed_pairs import METHODS, Pair
 from benchmarks.speed_setup import MODELS, Setup, facts, mean, prepare, relative, timed
 from editeval.files import append_jsonl, read_jsonl
 
@@ -74,8 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.models:
         setup = prepare(MODELS[name](), with_null_space="alphaedit" in options.methods)
         for method in options.methods:
-            timings = compare(setup, method, number=options.edits, data=options.data, out=options.out)
-            records.append(summary(timings, once=setup.once[METHODS[method](setup).once]))
+            pair = METHODS[method](setup)
+            timings = compare(setup, method, pair, number=options.edits, data=options.data, out=options.out)
+            records.append(summary(timings, once=None if pair.once is None else setup.once[pair.once]))
             print(line(records[-1]), flush=True)
     same = all(record["largest_difference"] < TOLERANCE for record in records)
     print(
@@ -86,11 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if same else 1
 
 
-def compare(setup: Setup, method: str, *, number: int, data: Path | None, out: Path | None) -> list[Timing]:
+def compare(setup: Setup, method: str, pair: Pair, *, number: int, data: Path | None, out: Path | None) -> list[Timing]:
     """Edit each fact with both, in turns, from the unedited model; facts that `out` holds are taken from there."""
     model = setup.lm.description.name
     known = {} if out is None else {(row["model"], row["method"], row["fact"]): row for row in read_jsonl(out)[0]}
-    pair = METHODS[method](setup)
     timings: list[Timing] = []
     for request in facts(number, data):
         row = known.get((model, method, request.request_id))
@@ -107,7 +108,7 @@ def compare(setup: Setup, method: str, *, number: int, data: Path | None, out: P
     return timings
 
 
-def summary(timings: Sequence[Timing], *, once: float) -> dict[str, float | str]:
+def summary(timings: Sequence[Timing], *, once: float | None) -> dict[str, Any]:
     """Return means over the facts."""
     ours, plain = mean([timing.ours for timing in timings]), mean([timing.plain for timing in timings])
     return {
@@ -122,9 +123,10 @@ def summary(timings: Sequence[Timing], *, once: float) -> dict[str, float | str]
     }
 
 
-def line(record: Mapping[str, float | str]) -> str:
+def line(record: Mapping[str, Any]) -> str:
     """Return a row of the table."""
-    numbers = [f"{record[name]:.2f}" for name in ("ours_cpu_seconds", "straightforward_cpu_seconds", "ratio", "once_cpu_seconds_a_layer")]
+    names = ("ours_cpu_seconds", "straightforward_cpu_seconds", "ratio", "once_cpu_seconds_a_layer")
+    numbers = ["-" if record[name] is None else f"{record[name]:.2f}" for name in names]
     cells = [str(record["model"]), str(record["method"]), str(record["facts"]), *numbers, f"{record['largest_difference']:.1e}"]
     return f"| {' | '.join(cells)} |"
 

@@ -1,6 +1,6 @@
 """What each method gains and costs over a sequence of edits on SmolLM2: the table of BENCHMARKS.md.
 
-    python benchmarks/edit_table.py --data ../shared/data --methods rome memit alphaedit
+    python benchmarks/edit_table.py --data DIR --methods rome r-rome memit alphaedit
     python benchmarks/edit_table.py --data DIR --edits 50 --runs runs/table model=smollm2-135m
 
 Every row is one run of the product (what `launch.py` runs) with the method's settings for the model: CounterFact rows one after
@@ -32,7 +32,11 @@ from editeval.interfaces import Callback, EditEvent, EvaluationContext, RunState
 from editeval.types import EditRequest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-METHODS = ("none", "random", "rome", "memit", "pmet", "emmet", "alphaedit")
+METHODS = ("none", "random", "rome", "r-rome", "memit", "pmet", "pmet-attention", "emmet", "alphaedit")
+VARIANTS: Mapping[str, tuple[str, ...]] = {  # rows of the table that are settings of another method
+    "r-rome": ("method=rome", "method.key=consistent"),
+    "pmet-attention": ("method=pmet", "method.edit=both"),
+}
 NUMBERS = {
     "efficacy": (("efficacy", "probability"), ("efficacy", "generation")),
     "generalization": (("generalization", "probability"), ("generalization", "generation")),
@@ -100,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(method: str, *, edits: int, data: Path, runs: Path, overrides: Sequence[str]) -> Row:
     """Run one method and read its numbers from disk."""
     settings = [
-        f"method={method}",
+        *VARIANTS.get(method, (f"method={method}",)),
         "dataset=counterfact",
         f"paths.data={data.resolve()}",
         f"paths.runs={runs.resolve()}",

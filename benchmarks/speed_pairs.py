@@ -40,7 +40,7 @@ class Pair:
 
     ours: Compute
     plain: Compute
-    once: str
+    once: str | None
 
 
 def rome(setup: Setup) -> Pair:
@@ -103,13 +103,13 @@ def alphaedit(setup: Setup) -> Pair:
         share=lambda left: 1 / left,
         solve=alphaedit_solve(dict.fromkeys(setup.sites, projection), dict.fromkeys(setup.sites, earlier_KN @ earlier_KN.T), l2=L2),
     )
-    return _spread_pair(setup, how, lambda _, keys: memory.solve(space.project(keys)), once="null_space")
+    return _spread_pair(setup, how, lambda _, keys: memory.solve(space.project(keys)), once=None)
 
 
 METHODS: Mapping[str, Callable[[Setup], Pair]] = {"rome": rome, "memit": memit, "alphaedit": alphaedit, "pmet": pmet}
 
 
-def _spread_pair(setup: Setup, how: FullSpread, solve: Solve, *, once: str) -> Pair:
+def _spread_pair(setup: Setup, how: FullSpread, solve: Solve, *, once: str | None) -> Pair:
     lm = setup.lm
     editor = SpreadEditor(
         lm=lm,

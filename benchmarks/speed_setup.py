@@ -14,7 +14,7 @@ from torch import Tensor
 
 from editeval.datasets.counterfact import CounterFact
 from editeval.keyvalue.inverse import CovarianceInverse
-from editeval.keyvalue.null_space import NullSpace, null_space
+from editeval.keyvalue.null_space import NullSpace
 from editeval.keyvalue.solve import CholeskyFactor, factorise
 from editeval.models.model import LanguageModel
 from editeval.types import EditRequest, seed_for
@@ -60,16 +60,14 @@ class Setup:
 def prepare(lm: LanguageModel, *, with_null_space: bool) -> Setup:
     """Make a covariance and, once, what our methods make of it.
 
-    It stands for every layer's: what solves cost does not depend on the numbers.
+    It stands for every layer's, and so does a projection: what solves cost does not depend on the numbers.
     """
     last = round(lm.description.num_layers / 3)
     covariance = random_covariance(lm.description.intermediate_size)
     factor, once_factor = timed(lambda: factorise(covariance))
     inverse, once_inverse = timed(lambda: CovarianceInverse(matrix=factor.inverse()))
     once = {"factor": once_factor, "inverse": once_inverse}
-    space = None
-    if with_null_space:
-        space, once["null_space"] = timed(lambda: null_space(covariance, threshold=None, share=0.5))
+    space = random_null_space(lm.description.intermediate_size) if with_null_space else None
     layers = tuple(range(max(0, last - NUM_LAYERS + 1), last + 1))
     return Setup(lm=lm, layers=layers, covariance=covariance, factor=factor, inverse=inverse, space=space, once=once)
 
@@ -128,10 +126,17 @@ def prefixes(long: int, short: int = 0) -> tuple[str, ...]:
 
 
 def random_covariance(width: int) -> Tensor:
-    """Return a well-conditioned second moment (width, width) of random keys."""
+    """Return a well-conditioned symmetric matrix (width, width) in place of a second moment of keys."""
     generator = torch.Generator().manual_seed(width)
-    keys = torch.randn(2 * width, width, generator=generator) * torch.logspace(-1, 0.5, width)
-    return keys.T @ keys / len(keys)
+    keys = torch.randn(256, width, generator=generator)
+    return keys.T @ keys / len(keys) + torch.diag(torch.logspace(-1, 0.5, width))
+
+
+def random_null_space(width: int) -> NullSpace:
+    """Return a projection onto half of all directions, drawn at random: eigenvectors would be as many, and take minutes."""
+    generator = torch.Generator().manual_seed(width)
+    basis = torch.linalg.qr(torch.randn(width, width // 2, generator=generator, dtype=torch.float64)).Q
+    return NullSpace(basis=basis.contiguous(), keeps=True, kept=width // 2)
 
 
 def timed(call: Callable[[], Result]) -> tuple[Result, float]:

@@ -28,6 +28,8 @@ from transformers import PreTrainedModel
 from editeval.inference.packing import Row
 
 Attention = Callable[..., tuple[Tensor, None]]
+KeysAndValues = dict[int, tuple[Tensor, Tensor]]
+"""Layer -> keys and values (B, K, T, D)."""
 
 CHUNK_NODES = 128
 """Trees up to this size attend under one small mask: cutting them further costs more in calls than it saves in masked pairs."""
@@ -99,13 +101,13 @@ def layout_of(row: Row, *, chunk_nodes: int = CHUNK_NODES) -> Layout:
 
 
 class TreeAttention:
-    """The attention of one row (B = 1) by its layout. With `keep`, keys and values of every layer stay in `kept`, in order."""
+    """The attention of one row (B = 1) by its layout. With `keep`, keys and values of every layer stay in `kept`."""
 
     def __init__(self, layout: Layout, *, dtype: torch.dtype, device: torch.device, keep: bool = False) -> None:
         self._trunks = layout.trunks
         self._chunks = [(chunk, None if chunk.visible is None else additive(chunk.visible, dtype, device)) for chunk in layout.chunks]
         self._keep = keep
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self.kept: KeysAndValues = {}
 
     def __call__(
         self,
@@ -120,8 +122,9 @@ class TreeAttention:
     ) -> tuple[Tensor, None]:
         """Return the outputs (B, T, H, D) for queries (B, H, T, D), keys and values (B, K, T, D)."""
         refuse_unknown(mask, options)
+        layer = layer_of(module)
         if self._keep:
-            self.kept[_layer(module)] = (key, value)
+            self.kept[layer] = (key, value)
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -163,6 +166,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, ca
             query, key, value, 0.0, causal, attn_mask=mask, scale=scale
         )
         return output, log_sum
+    if query.device.type == "cuda" and mask is None:  # long pieces have no mask; small ones with one are cheap as they are
+        output, padded_log_sum, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+            query, key, value, None, True, 0.0, causal, scale=scale
+        )
+        return output, padded_log_sum[:, :, : query.shape[2]]
     return plain_attend(query, key, value, mask=mask, causal=causal, scale=scale)
 
 
@@ -200,7 +208,8 @@ def refuse_unknown(mask: Tensor | None, options: dict[str, Any]) -> None:
         raise UnsupportedAttentionError(f"attention with {', '.join(unknown) or 'a mask of its own'}")
 
 
-def _layer(module: nn.Module) -> int:
+def layer_of(module: nn.Module) -> int:
+    """Return the number of the layer that an attention belongs to; raises UnsupportedAttentionError where it does not say."""
     layer = getattr(module, "layer_idx", None)
     if not isinstance(layer, int):
         raise UnsupportedAttentionError("an attention that does not know its layer")

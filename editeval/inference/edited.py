@@ -7,16 +7,19 @@ that shared prefixes, and adapters that route a request or rewrite its context, 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from editeval.edits.delta import AdapterDelta, Delta, Edit, WeightDelta
 from editeval.inference.adapters import ActivationAdapter, Adapter, RequestAdapter, Route
 from editeval.inference.encoding import encode_pairs, encode_texts, fit, fitting_prefix, prefix_token, windows
-from editeval.inference.generation import GenerationLimits, generate_greedy
+from editeval.inference.endings import GenerationLimits
+from editeval.inference.generation import generate_greedy
 from editeval.inference.plan import ScoringPlan, plan_for
 from editeval.inference.scoring import ContinuationScore, score_pairs
 from editeval.inference.weights import EditedWeights
@@ -24,6 +27,8 @@ from editeval.models.model import LanguageModel
 from editeval.types import EditError, EditevalError
 
 __all__ = ["ContinuationScore", "EditedModel"]
+
+_LOGGER = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 ANSWER_TOKENS = 64  # room behind a routed context; the same whatever continuation is scored, so that choices are compared after one context
@@ -235,7 +240,7 @@ class EditedModel:
         max_length = self.lm.description.max_positions
         pairs = encode_pairs(self.lm.tokenizer, contexts, continuations, special_tokens=special_tokens)
         fitted = [fit(pair, max_length=max_length) for pair in pairs]
-        return score_pairs(self.lm.module, fitted, self._scoring_plan(), adapter=self._activation)
+        return self._within_memory(lambda plan: score_pairs(self.lm.module, fitted, plan, adapter=self._activation))
 
     def _score_text(self, texts: Sequence[str], prefixes: Sequence[str], special_tokens: bool | None) -> list[ContinuationScore]:
         """Score texts behind prefixes (mostly none). A text of its own has no prompt that ends, so hidden states are left as they are."""
@@ -248,16 +253,33 @@ class EditedModel:
             strict=True,
         ):
             pairs_of_text.append(windows(text_ids, prefix=prefix_ids[-(max_length // 2) :] or bare, max_length=max_length))
-        scores = iter(score_pairs(self.lm.module, [pair for pairs in pairs_of_text for pair in pairs], self._scoring_plan()))
+        every_pair = [pair for pairs in pairs_of_text for pair in pairs]
+        scores = iter(self._within_memory(lambda plan: score_pairs(self.lm.module, every_pair, plan)))
         return [_joined([next(scores) for _ in pairs]) for pairs in pairs_of_text]
 
     def _generate(self, contexts: Sequence[str], max_new_tokens: int, stop: Sequence[str], special_tokens: bool | None) -> list[str]:
         tokens = encode_texts(self.lm.tokenizer, contexts, special_tokens=special_tokens)
-        limits = GenerationLimits(
-            max_new_tokens=max_new_tokens, stop=tuple(stop), max_length=self.lm.description.max_positions, batch_tokens=self._batch_tokens
-        )
+        limits = GenerationLimits(max_new_tokens=max_new_tokens, stop=tuple(stop), max_length=self.lm.description.max_positions)
         filled = [ids or (prefix_token(self.lm.tokenizer),) for ids in tokens]
-        return generate_greedy(self.lm.module, self.lm.tokenizer, filled, limits, adapter=self._activation)
+        return self._within_memory(
+            lambda plan: generate_greedy(self.lm.module, self.lm.tokenizer, filled, limits, plan, adapter=self._activation)
+        )
+
+    def _within_memory(self, call: Callable[[ScoringPlan], list[Answer]]) -> list[Answer]:
+        """Answer by the model's plan; where the device's memory is too small for it, by one with half the tokens, from then on."""
+        while True:
+            plan = self._scoring_plan()
+            try:
+                return call(plan)
+            except torch.OutOfMemoryError:
+                smaller = plan.halved()
+                if smaller is None:
+                    raise
+            # Outside of the handler, whose traceback holds on to what is to be freed.
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            _LOGGER.warning("out of memory with %d tokens in a pass; going on with %d", plan.batch_tokens, smaller.batch_tokens)
+            self._plan = smaller
 
     @property
     def _acting(self) -> Adapter | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from editeval.inference.attention import CHUNK_NODES, TreeAttention, attending, layout_of
+from editeval.inference.attention import CHUNK_NODES, KeysAndValues, TreeAttention, attending, layout_of
 from editeval.inference.packing import Row, ancestor_mask
 
 
@@ -34,6 +34,13 @@ def forward(module: PreTrainedModel, rows: Sequence[Row], *, in_pieces: bool, ch
     attention = TreeAttention(layout_of(row, chunk_nodes=chunk_nodes), dtype=module.dtype, device=input_device(module))
     with attending(module, attention):
         return _logits(module, rows)
+
+
+def read(module: PreTrainedModel, row: Row) -> tuple[Tensor, KeysAndValues]:
+    """Return the logits (N, V) at the scored nodes of a row that attends in pieces, and every layer's keys and values of all its nodes."""
+    attention = TreeAttention(layout_of(row), dtype=module.dtype, device=input_device(module), keep=True)
+    with attending(module, attention):
+        return _logits(module, [row]), attention.kept
 
 
 def _logits(module: PreTrainedModel, rows: Sequence[Row], *, masked: bool = False) -> Tensor:

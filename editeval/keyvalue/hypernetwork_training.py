@@ -1,8 +1,9 @@
 """Training of a hypernetwork on rows whose subjects are never edited: edit, ask, learn (MEND, arXiv:2110.11309, algorithm 1).
 
-Each row is edited on the unedited model, and the loss is cedit * edit loss + cloc * locality loss (see `lessons.Outcome`). Everything
-that a step depends on is a function of the seed and the step's number, and all state is saved at each validation: training that is
-killed goes on from there and ends where unbroken training ends.
+What a step edits and asks is said by a `Course`: here each row is edited on the unedited model, and the loss is
+cedit * edit loss + cloc * locality loss (see `lessons.Outcome`); in `hypernetwork_sequences` row after row is edited. Everything that a
+step depends on is a function of the seed and the step's number, and all state is saved at each validation: training that is killed goes on
+from there and ends where unbroken training ends.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from editeval.files import write_atomic
 from editeval.keyvalue.hypernetwork import EditedMap, Hypernetwork, LearningSettings
-from editeval.keyvalue.lessons import Lesson, readable
+from editeval.keyvalue.lessons import Lesson, Outcome, readable
 from editeval.models.model import LanguageModel
 from editeval.types import ConfigError, EditevalError, EditRequest, Progress, seed_for
 
@@ -36,7 +37,7 @@ MOST_HELD_BACK = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Validation on rows held back, each edited on the unedited model: means over rows (see `lessons.Outcome`)."""
+    """Validation on rows held back, edited as the course edits: means over rows (see `lessons.Outcome`)."""
 
     step: int
     loss: float
@@ -71,8 +72,11 @@ def train(
     first: int,
     partial: Path,
     progress: Progress,
+    make_course: Callable[..., Course],
 ) -> Trained:
     """Train for maps at or above layer `first`; goes on from `partial` where it is there. The model must be unedited and stays so.
+
+    `make_course` makes, of the fields of `Course`, what says how a step edits and what is asked then.
 
     Raises:
         DatasetError: no row can be learned from.
@@ -82,7 +86,7 @@ def train(
     learning, held_back = _divided(readable(lm, requests), settings)
     network = Hypernetwork(maps, rank=settings.rank, rate=settings.edit_learning_rate, seed=settings.seed)
     device = lm.device_of(lm.module.get_submodule(maps[0].path))
-    course = _Course(lm=lm, learning=learning, sites=tuple(edited.path for edited in maps), first=first, settings=settings)
+    course = make_course(lm=lm, learning=learning, sites=tuple(edited.path for edited in maps), first=first, settings=settings)
     state = _State(network=network)
     if partial.exists():
         state.read(partial)
@@ -128,8 +132,8 @@ def _divided(requests: Sequence[EditRequest], settings: LearningSettings) -> tup
 
 
 @dataclass(kw_only=True)
-class _Course:
-    """The rows as lessons, made when they are first needed."""
+class Course:
+    """How a step learns: here each of its rows is edited on the unedited model. Lessons are made when they are first needed."""
 
     lm: LanguageModel
     learning: Sequence[EditRequest]
@@ -139,6 +143,7 @@ class _Course:
     _lessons: dict[str, Lesson] = field(default_factory=dict)
 
     def lesson(self, request: EditRequest) -> Lesson:
+        """Return the lesson of a row; the model must be unedited."""
         key = f"{request.request_id}\0{request.source_hash}"
         if key in self._lessons:
             return self._lessons[key]
@@ -147,13 +152,32 @@ class _Course:
             self._lessons[key] = lesson
         return lesson
 
-    def validate(self, network: Hypernetwork, requests: Sequence[EditRequest], step: int) -> Quality:
-        columns: dict[str, list[float]] = {name: [] for name in ("edit_loss", "locality_loss", "success", "generalization", "locality")}
+    def step_loss(self, network: Hypernetwork, requests: Sequence[EditRequest]) -> Tensor:
+        """Return the mean loss of a step's rows; the running statistics see each row before it is edited."""
+        losses = []
+        for request in requests:
+            lesson = self.lesson(request)
+            features = lesson.features(self.sites).of_map
+            network.observe(features)
+            losses.append(self.weighed(lesson.outcome(network(features))))
+        return torch.stack(losses).mean()
+
+    def weighed(self, outcome: Outcome) -> Tensor:
+        """Return cedit * edit loss + cloc * locality loss."""
+        return self.settings.edit_weight * outcome.edit_loss + self.settings.locality_weight * outcome.locality_loss
+
+    def outcomes(self, network: Hypernetwork, requests: Sequence[EditRequest]) -> Iterator[Outcome]:
+        """Yield what the network does to rows held back, without gradients."""
         for request in requests:
             lesson = self.lesson(request)
             features = lesson.features(self.sites).of_map
             with torch.no_grad():
-                outcome = lesson.outcome(network(features))
+                yield lesson.outcome(network(features))
+
+    def validate(self, network: Hypernetwork, requests: Sequence[EditRequest], step: int) -> Quality:
+        """Return the means over rows held back."""
+        columns: dict[str, list[float]] = {name: [] for name in ("edit_loss", "locality_loss", "success", "generalization", "locality")}
+        for outcome in self.outcomes(network, requests):
             for name, values in columns.items():
                 value = getattr(outcome, name)
                 if value is not None:
@@ -230,23 +254,15 @@ class _Steps:
 class _Module(lightning.LightningModule):
     """The loss of a step."""
 
-    def __init__(self, course: _Course, state: _State) -> None:
+    def __init__(self, course: Course, state: _State) -> None:
         super().__init__()
         self.network = state.network
         self._course = course
         self._state = state
 
     def training_step(self, batch: Sequence[int], batch_idx: int) -> Tensor:
-        """Return the mean loss of the step's rows; the running statistics see each row before it is edited."""
-        settings = self._course.settings
-        losses = []
-        for row in batch:
-            lesson = self._course.lesson(self._course.learning[row])
-            features = lesson.features(self._course.sites).of_map
-            self.network.observe(features)
-            outcome = lesson.outcome(self.network(features))
-            losses.append(settings.edit_weight * outcome.edit_loss + settings.locality_weight * outcome.locality_loss)
-        return torch.stack(losses).mean()
+        """Return the loss of the step."""
+        return self._course.step_loss(self.network, [self._course.learning[row] for row in batch])
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leave the batch alone: it is a list of row numbers."""
@@ -271,7 +287,7 @@ class _Module(lightning.LightningModule):
 class _Watch(lightning.Callback):
     """Validates, keeps the best network, saves, stops early."""
 
-    def __init__(self, state: _State, course: _Course, held_back: Sequence[EditRequest], partial: Path, progress: Progress) -> None:
+    def __init__(self, state: _State, course: Course, held_back: Sequence[EditRequest], partial: Path, progress: Progress) -> None:
         self._state = state
         self._course = course
         self._held_back = held_back

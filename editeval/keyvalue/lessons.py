@@ -87,7 +87,7 @@ class Lesson:
 
     def outcome(self, updates: Mapping[str, Factors]) -> Outcome:
         """Ask under updates of the maps, by path."""
-        with _updated(self._lm.module, updates):
+        with acting(self._lm.module, updates):
             hidden_ND = self._hidden()
         count = self._num_target_tokens
         log_probs_NV = next_token_logits(self._lm, hidden_ND[:count]).log_softmax(dim=-1)
@@ -130,7 +130,7 @@ class Lesson:
 
 
 @contextmanager
-def _updated(module: nn.Module, updates: Mapping[str, Factors]) -> Iterator[None]:
+def acting(module: nn.Module, updates: Mapping[str, Factors]) -> Iterator[None]:
     """Within the context the maps act as if their updates had been written into them; no whole matrix is made of the factors."""
 
     def adder(update: Factors) -> Any:

@@ -2,16 +2,17 @@
 
 A causal model's positions before the subject's last token do not depend on anything added there. One pass through the
 whole model therefore gives their attention keys and values once; after that the model's own layers run from the edited layer up, on
-the positions from the subject's last token on. Within the edited layer only that one position runs.
+the positions from the subject's last token on. Within the edited layer only that one position runs; in the last layer, what follows
+attention runs at the positions that are looked at.
 
-Shapes: B rows, T positions of the longest row, P positions before the subject's last token (at most), S from it on, D width.
+Shapes: B rows, T positions of the longest row, P positions before the subject's last token (at most), S from it on, N looked at, D width.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -70,6 +71,8 @@ class SuffixPass:
         self._lm = lm
         self._layers = [lm.layer_module(lm.sites.layers, index) for index in range(layer, lm.description.num_layers)]
         self._sites = tuple(sites)
+        paths = (lm.sites.attention_out, lm.sites.mlp)
+        self._branches = tuple(lm.module.get_submodule(path.format(lm.description.num_layers - 1)) for path in paths)
         layer_path = lm.sites.layers.format(layer)
         device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))
         ids_BT = pad_rows([row.input_ids for row in rows], device)
@@ -94,19 +97,21 @@ class SuffixPass:
         all_ = Cut(starts_B=self._starts_B, lengths_B=self._lengths_B, num_prefix=num_prefix, num_suffix=num_suffix, width=self._width)
         self._arguments = [(one if number == 0 else all_).arguments(calls[number], self._frozen) for number in range(len(self._layers))]
 
-    def hidden(self, added_BD: Mapping[str, Tensor]) -> Tensor:
-        """Return the last layer's output (B, S, D) when `added_BD[site]` is added to the site's output at the subject's last token.
+    def hidden(self, added_BD: Mapping[str, Tensor], *, rows_N: Tensor, positions_N: Tensor) -> Tensor:
+        """Return the last layer's output (N, D) when `added_BD[site]` is added to the site's output at the subject's last token.
 
-        Position i of a row is `subject_last + i`; positions beyond the row's end hold nothing of use.
+        `positions_N` count from the subject's last token of each of `rows_N`, which is position 0; no pair may come twice.
         """
         with ExitStack() as stack:
             for path in self._sites:
                 stack.enter_context(replace_output(self._lm.module, path, _adder(added_BD[path])))
             first = first_tensor(self._layers[0](self._first_input, **self._arguments[0]))
         hidden = torch.cat([first, self._later_outputs.to(first.device)], dim=1)
-        for module, arguments in zip(self._layers[1:], self._arguments[1:], strict=True):
-            hidden = first_tensor(module(hidden, **arguments))
-        return hidden
+        last = len(self._layers) - 1
+        for number in range(1, len(self._layers)):
+            with only_at(self._branches if number == last else (), rows_N, positions_N):
+                hidden = first_tensor(self._layers[number](hidden, **self._arguments[number]))
+        return hidden[rows_N.to(hidden.device), positions_N.to(hidden.device)]
 
     def _at_subject(self, states_BTD: Tensor) -> Tensor:
         starts_B = self._starts_B.to(states_BTD.device)
@@ -119,6 +124,27 @@ class SuffixPass:
     def _take(states_BTD: Tensor, positions_BS: Tensor) -> Tensor:
         positions_BS = positions_BS.to(states_BTD.device)
         return states_BTD[torch.arange(len(positions_BS), device=positions_BS.device)[:, None], positions_BS]
+
+
+@contextmanager
+def only_at(modules: Sequence[nn.Module], rows_N: Tensor, positions_N: Tensor) -> Iterator[None]:
+    """Within the context these modules, which act on each position alone, run at N positions of N rows and return zeros elsewhere."""
+
+    def cut(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        states_BSD = arguments[0]
+        shapes.append(states_BSD.shape[:2])
+        return (states_BSD[rows_N.to(states_BSD.device), positions_N.to(states_BSD.device)][None], *arguments[1:])
+
+    def spread(_: nn.Module, __: tuple[Any, ...], output_1ND: Tensor) -> Tensor:
+        index = (rows_N.to(output_1ND.device), positions_N.to(output_1ND.device))
+        return output_1ND.new_zeros(*shapes.pop(), output_1ND.shape[-1]).index_put(index, output_1ND[0])
+
+    shapes: list[torch.Size] = []
+    with ExitStack() as stack:
+        for module in modules:
+            stack.callback(module.register_forward_pre_hook(cut).remove)
+            stack.callback(module.register_forward_hook(spread).remove)
+        yield
 
 
 class FrozenPrefix(Cache):

@@ -201,8 +201,8 @@ class Objective:
         """Return the loss at these deltas. The first call must be at zero: it gives the distribution that the KL term keeps."""
         with torch.enable_grad():
             added = {site: delta[self._fact_of_row.to(delta.device)] for site, delta in deltas.items()}
-            hidden = self._suffix.hidden(added)
-            logits = next_token_logits(self._lm, hidden[self._rows.to(hidden.device), self._positions.to(hidden.device)])
+            hidden = self._suffix.hidden(added, rows_N=self._rows, positions_N=self._positions)
+            logits = next_token_logits(self._lm, hidden)
             log_probs = logits.log_softmax(dim=-1)
             num_scored = len(self._tokens)
             device = log_probs.device

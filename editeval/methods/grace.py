@@ -234,9 +234,11 @@ def _loss_at_end(lm: LanguageModel, upper: SuffixPass, site: str, pair: TokenPai
     """Return the loss as a function of a value that stands at the prompt's last token, by the layers above the site alone."""
     present = upper.site_outputs[site][0]
     targets = torch.tensor(pair.continuation)
+    positions_N = torch.arange(len(targets))
+    rows_N = torch.zeros_like(positions_N)
 
     def loss(value: Tensor) -> Tensor:
-        hidden = upper.hidden({site: (value - present)[None]})[0, : len(targets)]
+        hidden = upper.hidden({site: (value - present)[None]}, rows_N=rows_N, positions_N=positions_N)
         return torch.nn.functional.cross_entropy(next_token_logits(lm, hidden), targets.to(hidden.device))
 
     return loss

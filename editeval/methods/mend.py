@@ -13,167 +13,47 @@ weights, so that only the last one is in the model.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
-
-from editeval.datasets.training import TrainingSet
 from editeval.edits.delta import Edit, LowRankDelta
-from editeval.files import Cache, write_atomic
+from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.keyvalue.features import editing_features
-from editeval.keyvalue.fine_tuning import target_row
-from editeval.keyvalue.hypernetwork import EditedMap, Hypernetwork, LearningSettings
-from editeval.models.model import LanguageModel
-from editeval.models.sites import Sites
-from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, content_key
+from editeval.keyvalue.hypernetwork import Hypernetwork
+from editeval.keyvalue.hypernetwork_settings import TrainedSettings, update_of
+from editeval.types import EditRequest, Progress
 
-FORMAT_VERSION = 1  # raised when the same rows and settings train another network than before
-PUBLISHED_LAYERS = 3  # the last ones
+if TYPE_CHECKING:
+    from editeval.keyvalue.hypernetwork_training import Course
 
 
 @dataclass(frozen=True, kw_only=True)
-class MEND:
-    """MEND's settings; published numbers are in conf/method/mend.yaml.
+class MEND(TrainedSettings):
+    """MEND's settings; published numbers are in conf/method/mend.yaml."""
 
-    `layers` None means the last three, as published; every linear map of their MLPs is edited. `archive` is a trained network's file,
-    to be used instead of training; None: from the cache, where training on `training` puts it.
-    """
+    kind: ClassVar[str] = "mend"
+    format_version: ClassVar[int] = 1
 
-    max_batch_size: ClassVar[int | None] = None
-
-    name: str
-    layers: Sequence[int] | None
-    rank: int
-    edit_learning_rate: float
-    learning_rate: float
-    rate_learning_rate: float
-    edit_weight: float
-    locality_weight: float
-    gradient_clip: float
-    max_steps: int
-    rows_per_step: int
-    validate_every: int
-    patience: int
-    held_back: float
-    training_seed: int
     accumulate: bool
-    training: TrainingSet
-    archive: str | None
-
-    def __post_init__(self) -> None:
-        if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
-            raise ConfigError(f"method.layers={list(self.layers)} must be layers in rising order, each once, such as [27,28,29]")
-        _ = self._learning_settings  # checks the numbers
 
     def settings(self) -> Mapping[str, Any]:
         """Return everything that an edit depends on beside model and requests."""
-        learned = {"archive": _file_key(self.archive)} if self.archive is not None else self._learning()
-        return {"accumulate": self.accumulate, **learned}
+        return {"accumulate": self.accumulate, **self.learned()}
 
-    def check(self, model: ModelDescription) -> None:
-        """Check layers, numbers and training rows.
+    def make_course(self) -> Callable[..., Course]:
+        """Each row is edited on the unedited model."""
+        from editeval.keyvalue.hypernetwork_training import Course  # here: it imports lightning, which takes seconds
 
-        Raises:
-            ConfigError: what, with what is allowed.
-            DatasetError: the training set cannot be read, or shares every subject with what is edited.
-        """
-        self._layers(model)
-        if self.archive is not None:
-            if not Path(self.archive).is_file():
-                raise ConfigError(f"method.archive={self.archive} is no file; give a trained network's, or null to train one")
-            return
-        self.training.check()
+        return Course
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor with its network: from `archive`, from the cache, or trained now."""
-        lm = model.lm
-        layers = self._layers(lm.description)
-        maps = edited_maps(lm, layers)
-        if self.layers is None:
-            progress.message(f"method.layers is not set: editing layers {layers[0]} to {layers[-1]}, the last {len(layers)} as published")
         if not self.accumulate:
             progress.message("method.accumulate=false: each edit takes the last one back, as in the published evaluation code")
-        path = Path(self.archive) if self.archive is not None else cache.path("mend", self._key(lm), ".safetensors")
-        if not path.exists():
-            with model.unedited():
-                self._train(lm, maps, layers[0], path, progress)
-        network, quality = self._load(path, lm, maps)
-        progress.message(f"trained network of {quality.get('rows', 'other')} rows: {quality.get('text', 'no validation')} ({path})")
-        return Editor(model=model, network=network, sites=tuple(edited.path for edited in maps), accumulate=self.accumulate)
-
-    # -- inside ------------------------------------------------------------------------------------------------------
-
-    def _layers(self, model: ModelDescription) -> tuple[int, ...]:
-        if self.layers is None:
-            return tuple(range(max(0, model.num_layers - PUBLISHED_LAYERS), model.num_layers))
-        for layer in self.layers:
-            if not 0 <= layer < model.num_layers:
-                raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layers")
-        return tuple(self.layers)
-
-    @property
-    def _learning_settings(self) -> LearningSettings:
-        names = (name for name in LearningSettings.__dataclass_fields__ if name != "seed")
-        return LearningSettings(**{name: getattr(self, name) for name in names}, seed=self.training_seed)
-
-    def _learning(self) -> Mapping[str, Any]:
-        return {
-            "version": FORMAT_VERSION,
-            "layers": None if self.layers is None else list(self.layers),
-            "training": self.training.content_hash(),
-            **asdict(self._learning_settings),
-        }
-
-    def _key(self, lm: LanguageModel) -> str:
-        return content_key({"model": lm.fingerprint, **self._learning()})
-
-    def _train(self, lm: LanguageModel, maps: Sequence[EditedMap], first: int, path: Path, progress: Progress) -> None:
-        from editeval.keyvalue.hypernetwork_training import train  # here: it imports lightning, which takes seconds
-
-        requests = self.training.load()
-        progress.message(f"training on {len(requests)} rows of {self.training.name}, {self.max_steps} steps at most; later runs read it")
-        partial = path.with_suffix(".partial.safetensors")
-        trained = train(lm, maps, requests, self._learning_settings, first=first, partial=partial, progress=progress)
-        best = min(trained.curve, key=lambda quality: quality.loss)
-        about = {
-            "model": lm.fingerprint,
-            "rank": self.rank,
-            "maps": [edited.path for edited in maps],
-            "rows": len(requests),
-            "text": f"best at step {best.step}: {best.text()}",
-            "curve": [vars(quality) for quality in trained.curve],
-            "settings": dict(self._learning()),
-        }
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.network.state_dict().items()}
-        write_atomic(path, save(tensors, {"mend": json.dumps(about)}))
-        partial.unlink(missing_ok=True)
-
-    def _load(self, path: Path, lm: LanguageModel, maps: Sequence[EditedMap]) -> tuple[Hypernetwork, Mapping[str, Any]]:
-        """Return the network of a file, and what the file says of its training.
-
-        Raises:
-            ConfigError: it is no such file, or belongs to another model, other layers or another rank.
-        """
-        about = read_archive(path)
-        wanted = {"model": lm.fingerprint, "maps": [edited.path for edited in maps], "rank": self.rank}
-        for name, value in wanted.items():
-            if about[name] != value:
-                raise ConfigError(
-                    f"{path} was trained with {name}={about[name]}, this run has {name}={value}; a trained network belongs to one model, "
-                    "its tokenizer and its layers: leave method.archive out to train one, or choose what it was trained with"
-                )
-        network = Hypernetwork(maps, rank=self.rank, rate=self.edit_learning_rate, seed=self.training_seed)
-        network.load_state_dict(load_file(path))
-        device = lm.device_of(lm.module.get_submodule(maps[0].path))
-        return network.to(device).eval().requires_grad_(False), about
+        with model.unedited():
+            network, sites = self.trained(model.lm, cache, progress)
+        return Editor(model=model, network=network, sites=sites, accumulate=self.accumulate)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,59 +72,14 @@ class Editor:
             EditError: a request that cannot be encoded, or whose loss is not finite.
         """
         if self.accumulate:
-            deltas, loss = self._update(requests)
+            deltas, loss = update_of(self.model.lm, self.network, self.sites, requests)
             return Edit(deltas=deltas, diagnostics={"loss_first": loss})
         with self.model.unedited():
-            deltas, loss = self._update(requests)
+            deltas, loss = update_of(self.model.lm, self.network, self.sites, requests)
         kept = {f"{delta.parameter}/{side}": getattr(delta, side) for delta in deltas for side in ("left", "right")}
         return Edit(deltas=(*self._taken_back(), *deltas), auxiliary=kept, diagnostics={"loss_first": loss})
-
-    def _update(self, requests: Sequence[EditRequest]) -> tuple[tuple[LowRankDelta, ...], float]:
-        lm = self.model.lm
-        limit = lm.description.max_positions
-        rows = [target_row(lm.tokenizer, request, scored_at="target", max_tokens=limit) for request in requests]
-        features = editing_features(lm, rows, self.sites)
-        deltas = self.network.deltas(features.of_map)
-        if not all(bool(torch.isfinite(delta.left).all() and torch.isfinite(delta.right).all()) for delta in deltas):
-            raise EditError(
-                "the update is not finite; train again with a lower method.learning_rate", request_ids=[r.request_id for r in requests]
-            )
-        return deltas, features.loss
 
     def _taken_back(self) -> tuple[LowRankDelta, ...]:
         last = self.model.auxiliary[-1] if self.model.auxiliary else {}
         parameters = [name.removesuffix("/left") for name in last if name.endswith("/left")]
         return tuple(LowRankDelta(parameter=name, left=-last[f"{name}/left"], right=last[f"{name}/right"]) for name in parameters)
-
-
-def edited_maps(lm: LanguageModel, layers: Sequence[int]) -> tuple[EditedMap, ...]:
-    """Return every linear map of the MLPs of these layers."""
-    return tuple(EditedMap(path=path.format(layer), **_widths(lm, path.format(layer))) for layer in layers for path in _paths(lm.sites))
-
-
-def _paths(sites: Sites) -> tuple[str, ...]:
-    return (*sites.mlp_in, sites.mlp_out)
-
-
-def _widths(lm: LanguageModel, path: str) -> dict[str, int]:
-    rows, columns = lm.module.get_submodule(path).get_parameter("weight").shape
-    return {"d_in": rows, "d_out": columns} if lm.sites.transposed else {"d_in": columns, "d_out": rows}
-
-
-def read_archive(path: Path) -> Mapping[str, Any]:
-    """Return what a trained network's file says of itself.
-
-    Raises:
-        ConfigError: it is no such file.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about: Mapping[str, Any] = json.loads((file.metadata() or {})["mend"])
-            return about
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ConfigError(f"{path} is no trained network of this method ({error}); remove it, or correct method.archive") from error
-
-
-def _file_key(file: str) -> str:
-    with Path(file).open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

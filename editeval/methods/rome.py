@@ -9,7 +9,9 @@ The matrix W of layer `layer` maps a key k (of the subject's last token) to a va
     W' = W + (v - W k_e) u^T / (u . k_e),   u = C^-1 k_*
 
 gives W' k_e = v while changing W least for other keys (equation 2). k_* is the mean key over context prefixes, v the value that
-makes the model say the target (equation 4). Which key stands where is what the later variants change; see `KEYS`.
+makes the model say the target (equation 4). Which key stands where is what the later variants change; see `KEYS`. R-ROME and C-ROME
+found the same remedy: with k_e = k_* the divisor k_*^T C^-1 k_* is positive and never small beside the numerator. What C-ROME adds, a
+random prefix before a prompt that begins with its subject, is done when the model is asked, not when it is edited.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ PUBLISHED_DEPTH = 17 / 48  # layer 17 of GPT-2 XL's 48, the model that the paper
 
 KEYS: Mapping[str, str] = {
     "mean": "as published: u from the mean key, k_e the bare prompt's key",
-    "consistent": "R-ROME (arXiv:2403.07175): the mean key in both places, and the mean value it maps to",
+    "consistent": "R-ROME (arXiv:2403.07175) and C-ROME (arXiv:2406.11263): the mean key in both places, and the mean value it maps to",
     "prompt": "p-ROME (arXiv:2403.07175): the bare prompt's key in both places",
 }
 

@@ -13,6 +13,15 @@ from tests.inference.conftest import Load
 
 SHARED = PackingRules(row_tokens=200, fill_tokens=200, row_scored=200, branch_depth=200, token_price=None)
 
+
+class Layer(torch.nn.Module):
+    """What an attention module tells of itself."""
+
+    layer_idx = 0
+
+
+LAYER = Layer()
+
 ids = st.lists(st.integers(0, 2), min_size=1, max_size=8).map(tuple)
 some_rows = st.lists(st.builds(TokenPair, context=ids, continuation=ids), min_size=1, max_size=15).map(lambda pairs: pack(pairs, SHARED))
 
@@ -44,17 +53,21 @@ def test_attention_in_pieces_equals_attention_under_the_whole_mask(rows: list[Ro
         query = torch.randn(1, 4, size, 8, generator=generator)
         key, value = (torch.randn(1, 2, size, 8, generator=generator) for _ in range(2))
         attention = TreeAttention(layout_of(row, chunk_nodes=chunk_nodes), dtype=torch.float32, device=torch.device("cpu"))
-        found, _ = attention(torch.nn.Identity(), query, key, value, None, scaling=0.3)
+        found, _ = attention(LAYER, query, key, value, None, scaling=0.3)
         mask = torch.zeros(size, size).masked_fill_(~torch.from_numpy(ancestor_mask(row)), float("-inf"))
         expected, _ = plain_attend(query, key.repeat_interleave(2, 1), value.repeat_interleave(2, 1), mask=mask, causal=False, scale=0.3)
         assert torch.allclose(found, expected.transpose(1, 2), atol=1e-5)
 
 
+DEVICES = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("causal", [False, True])
-def test_kernel_of_the_device_equals_the_written_out_attention(dtype: torch.dtype, causal: bool) -> None:
+def test_kernel_of_the_device_equals_the_written_out_attention(device: str, dtype: torch.dtype, causal: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(1, 3, 40, 16, generator=generator).to(dtype) for _ in range(3))
+    query, key, value = (torch.randn(1, 3, 40, 16, generator=generator).to(device, dtype) for _ in range(3))
     for found, expected in zip(
         attend(query, key, value, mask=None, causal=causal, scale=0.2),
         plain_attend(query, key, value, mask=None, causal=causal, scale=0.2),
@@ -67,9 +80,9 @@ def test_attention_that_does_more_than_softmax_is_refused() -> None:
     attention = TreeAttention(Layout(chunks=(), trunks=()), dtype=torch.float32, device=torch.device("cpu"))
     empty = torch.zeros(1, 1, 0, 4)
     with pytest.raises(UnsupportedAttentionError, match="softcap"):
-        attention(torch.nn.Identity(), empty, empty, empty, None, scaling=1.0, dropout=0.0, softcap=50.0, position_ids=empty)
+        attention(LAYER, empty, empty, empty, None, scaling=1.0, dropout=0.0, softcap=50.0, position_ids=empty)
     with pytest.raises(UnsupportedAttentionError, match="mask"):
-        attention(torch.nn.Identity(), empty, empty, empty, torch.zeros(1), scaling=1.0)
+        attention(LAYER, empty, empty, empty, torch.zeros(1), scaling=1.0)
 
 
 def test_models_own_attention_is_back_afterwards_even_after_an_error(load_tiny: Load) -> None:

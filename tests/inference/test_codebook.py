@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from editeval.edits.delta import Edit
+from editeval.inference import live
 from editeval.inference.adapters_codebook import RADIUS_TOLERANCE, CodebookAdapter, CodebookEntry, codebook_delta
 from editeval.inference.edited import EditedModel
 from editeval.models.model import LanguageModel
@@ -120,9 +121,11 @@ def base_scores(model: EditedModel) -> list[float]:
 
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("beginning", [1, live.MIN_BEGINNING])  # shared from the first token on, or not at all
 def test_generation_is_changed_where_the_prompt_ends_and_not_on_new_tokens(
-    load_tiny: Load, architecture: str, mode: tuple[str, str]
+    load_tiny: Load, monkeypatch: pytest.MonkeyPatch, architecture: str, mode: tuple[str, str], beginning: int
 ) -> None:
+    monkeypatch.setattr(live, "MIN_BEGINNING", beginning)
     lm = load_tiny(architecture)
     model = edited(lm, replace=mode[0], key_position=mode[1])
     contexts = [context for context in CONTEXTS if context]

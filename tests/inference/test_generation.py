@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import functools
+import random
 from typing import Any
 
 import pytest
 
+from editeval.inference import live
 from editeval.inference.edited import EditedModel
-from editeval.inference.generation import cut_at_stop, end_tokens
+from editeval.inference.endings import Live, cut_at_stop, end_tokens
 from editeval.models.model import LanguageModel
 from editeval.models.sites import SITES
 from editeval.types import EditevalError
@@ -47,22 +49,73 @@ def test_decoding_far_beyond_the_sliding_window_equals_transformers(load_tiny: L
     assert EditedModel(lm).generate(CONTEXTS, max_new_tokens=24) == transformers_texts(lm, CONTEXTS, 24)
 
 
-def test_finished_rows_leave_the_batch(load_tiny: Load, monkeypatch: Any) -> None:
+FEW_SHOT = "Question: where is the town? Answer: at the sea. " * 4
+
+
+@pytest.mark.parametrize("architecture", SITES)
+def test_texts_behind_a_shared_beginning_equal_those_of_transformers(load_tiny: Load, architecture: str) -> None:
+    lm = load_tiny(architecture)
+    contexts = (*(f"{FEW_SHOT}Question: {'who ' * number}went to the river?" for number in range(9)), FEW_SHOT.rstrip(), *CONTEXTS)
+    expected = transformers_texts(lm, contexts, 12)
+    for batch_tokens in (4096, 24):
+        assert EditedModel(lm, batch_tokens=batch_tokens).generate(contexts, max_new_tokens=12) == expected
+    order = random.Random(0).sample(range(len(contexts)), len(contexts))
+    shuffled = EditedModel(lm).generate([contexts[number] for number in order], max_new_tokens=12)
+    assert shuffled == [expected[number] for number in order]
+
+
+def test_shared_beginning_is_read_once_and_slots_are_filled_again(load_tiny: Load, monkeypatch: Any) -> None:
     lm = load_tiny("gpt2")
-    texts = EditedModel(lm).generate(CONTEXTS, max_new_tokens=12)
-    # Each row ends at another step: after one of its own characters that it has not shown before.
-    stop = [text[3:6] for text in texts[:3]]
-    sizes: list[int] = []
+    contexts = [f"{FEW_SHOT}Question: {number}?" for number in range(12)]
+    texts = EditedModel(lm).generate(contexts, max_new_tokens=10)
+    stop = [texts[0][4:12], texts[5][7:15]]
+    monkeypatch.setattr(live, "MAX_LIVE", 3)
+    shapes = passes_of(lm, monkeypatch)
+    assert EditedModel(lm).generate(contexts, max_new_tokens=10, stop=stop) == [cut_at_stop(text, stop) for text in texts]
+    read = [width for rows, width in shapes if rows == 1 and width > 8]
+    assert len(lm.tokenizer.encode(contexts[0])) < read[-1] < 2 * len(lm.tokenizer.encode(contexts[0]))
+    assert max(rows for rows, _ in shapes) == 3
+
+
+def test_groups_do_not_depend_on_the_order_of_contexts() -> None:
+    first, second = tuple(range(100)), tuple(range(200, 280))
+    contexts = [(*first, 1, 2), (*second, 5), (7, 8), (*first, 3), (*second, 6), (*first[:20], 9), (7,)]
+    for order in (contexts, contexts[::-1]):
+        groups = live.groups_of([Live(context=context) for context in order], None)
+        found = {(group.shared, tuple(sorted(row.context for row in group.rows))) for group in groups}
+        assert found == {
+            (100, ((*first, 1, 2), (*first, 3))),
+            (80, ((*second, 5), (*second, 6))),
+            (0, ((*first[:20], 9), (7,), (7, 8))),
+        }
+
+
+def passes_of(lm: LanguageModel, monkeypatch: Any) -> list[tuple[int, int]]:
+    """The list that will hold the shape (rows, tokens) of every pass through the model."""
+    shapes: list[tuple[int, int]] = []
     plain_forward = type(lm.module).forward
 
     @functools.wraps(plain_forward)  # the engine reads the signature
     def forward(self: Any, **options: Any) -> Any:
-        sizes.append(options["input_ids"].shape[0])
+        shapes.append(tuple(options["input_ids"].shape))
         return plain_forward(self, **options)
 
     monkeypatch.setattr(type(lm.module), "forward", forward)
-    assert EditedModel(lm).generate(CONTEXTS, max_new_tokens=12, stop=stop) == [cut_at_stop(text, stop) for text in texts]
-    assert sizes[0] == 4  # equal contexts are decoded once
+    return shapes
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "gptj"])  # with our attention, and with its own
+def test_finished_rows_leave_the_batch(load_tiny: Load, monkeypatch: Any, architecture: str) -> None:
+    lm = load_tiny(architecture)
+    texts = EditedModel(lm).generate(CONTEXTS, max_new_tokens=12)
+    # Each row ends at another step: after one of its own characters that it has not shown before.
+    stop = [text[3:6] for text in texts[:3]]
+    model = EditedModel(lm)
+    model.score(["a"], [" b"])  # the plan's trial is over
+    shapes = passes_of(lm, monkeypatch)
+    assert model.generate(CONTEXTS, max_new_tokens=12, stop=stop) == [cut_at_stop(text, stop) for text in texts]
+    sizes = [rows for rows, width in shapes if width == 1]
+    assert sizes[0] <= 4  # equal contexts are decoded once
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 4
 

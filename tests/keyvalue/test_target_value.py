@@ -183,10 +183,11 @@ def test_suffix_logits_with_nothing_added_are_the_models_own(make: Make, archite
     (fact,) = rows_of(lm, REQUESTS[0])
     site = lm.sites.mlp_out.format(LAYER)
     suffix = SuffixPass(lm, fact.prompts, layer=LAYER, sites=[site])
-    hidden = suffix.hidden({site: torch.zeros_like(suffix.site_outputs[site])})
+    nothing = {site: torch.zeros_like(suffix.site_outputs[site])}
     with torch.no_grad():
         expected = lm.module(input_ids=pad_rows([row.input_ids for row in fact.prompts], torch.device("cpu"))).logits
     for number, row in enumerate(fact.prompts):
         length = len(row.input_ids) - row.subject_last
-        ours = next_token_logits(lm, hidden[number, :length])
+        hidden_ND = suffix.hidden(nothing, rows_N=torch.full((length,), number), positions_N=torch.arange(length))
+        ours = next_token_logits(lm, hidden_ND)
         assert torch.allclose(ours, expected[number, row.subject_last : len(row.input_ids)], atol=1e-4)

@@ -16,7 +16,8 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod
 from editeval.keyvalue.lookup import locate
-from editeval.methods.rome import KEYS, ROME
+from editeval.keyvalue.target_value import TargetValue
+from editeval.methods.rome import KEYS, ROME, rank_one_update
 from editeval.models.tiny import TinyModel
 from editeval.models.trace import capture
 from editeval.types import ConfigError, EditError, EditRequest, SilentProgress
@@ -62,6 +63,25 @@ def test_the_edited_matrix_maps_the_chosen_key_to_the_target_value(rome: ROME, m
     reached = model.weight(f"{editor.site}.weight") @ chosen + bias
     assert torch.allclose(reached, target, atol=1e-3 * float(target.norm()))
     model.restore()
+
+
+def test_a_bare_key_unlike_the_mean_key_blows_up_the_published_update_and_not_the_consistent_one() -> None:
+    """The first token of a text has a key of its own: without a prefix such a subject's key is nearly orthogonal to C^-1 k_*."""
+    width, site = 16, "site"
+    generator = torch.Generator().manual_seed(0)
+    prefixed = torch.randn(width, generator=generator).expand(4, width) + 0.01 * torch.randn(4, width, generator=generator)
+    direction = prefixed.mean(dim=0) / prefixed.mean(dim=0).norm()
+    bare = torch.randn(width, generator=generator)
+    bare = 0.3 * (bare - (bare @ direction) * direction)  # the mean over all five keys still points along `direction`, mostly
+    keys = torch.cat([bare[None], prefixed])
+    nothing = torch.zeros(5, 3)
+    delta = torch.ones(3)
+    value = TargetValue(deltas={site: delta}, initial={site: nothing[0]}, inputs={site: keys}, outputs={site: nothing}, losses=())
+    published, consistent = (rank_one_update(value, site, factor=None, key=key) for key in ("mean", "consistent"))
+    divisor = float(consistent.right @ keys.mean(dim=0))
+    assert divisor == pytest.approx(float(keys.mean(dim=0).norm()), rel=1e-5)  # a norm, so positive
+    assert float(consistent.left.norm()) == pytest.approx(float(delta.norm()) / divisor, rel=1e-5)
+    assert float(published.left.norm()) > 3 * float(consistent.left.norm())
 
 
 def test_the_update_has_rank_one_and_is_float32_on_the_cpu(rome: ROME, model: EditedModel, cache_dir: Path) -> None:

@@ -145,8 +145,11 @@ def test_a_missing_tensor_is_refused_not_made_up(original: LanguageModel, folder
         source(copy, tmp_path).load()
 
 
-def test_layers_may_lie_on_the_devices_of_a_map(original: LanguageModel, folder: Path, tmp_path: Path) -> None:
-    lm = source(folder, tmp_path, device_map={"": "cpu"}).load()
+@pytest.mark.parametrize("device_map", [{"": "cpu"}, "auto"])
+def test_layers_may_lie_on_the_devices_of_a_map(
+    original: LanguageModel, folder: Path, tmp_path: Path, device_map: dict[str, str] | str
+) -> None:
+    lm = source(folder, tmp_path, device_map=device_map).load()
     assert lm.device_of(lm.layer_module(lm.sites.mlp_out, 0)) == torch.device("cpu")
     assert lm.fingerprint == original.fingerprint
 
