@@ -36,7 +36,7 @@ class Elsewhere(Tensor):
         made.held = held
         return made
 
-    @property  # type: ignore[override]
+    @property
     def data(self) -> Tensor:
         return self.detach()
 

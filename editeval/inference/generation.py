@@ -42,10 +42,12 @@ def generate_greedy(
         )
     rows = {context: Live(context=context) for context in dict.fromkeys(context[-room:] for context in contexts)}
     ending = Ending(module, tokenizer, limits)
-    # Beyond a sliding window only the model's own attention forgets what it must.
-    live = [row for row in rows.values() if plan.in_pieces and len(row.context) + limits.max_new_tokens <= plan.rules.branch_depth]
-    alive = {id(row) for row in live}
+    live: list[Live] = []
+    padded: list[Live] = []
+    for row in rows.values():
+        # Beyond a sliding window only the model's own attention forgets what it must.
+        fits = plan.in_pieces and len(row.context) + limits.max_new_tokens <= plan.rules.branch_depth
+        (live if fits else padded).append(row)
     decode_live(module, live, ending, plan, adapter, max_new_tokens=limits.max_new_tokens)
-    padded = [row for row in rows.values() if id(row) not in alive]
     decode_padded(module, padded, ending, plan, adapter, max_new_tokens=limits.max_new_tokens)
     return [ending.text(rows[context[-room:]]) for context in contexts]

@@ -24,7 +24,7 @@ from editeval.inference.attention import KeysAndValues, attend, attending, layer
 from editeval.inference.encoding import TokenPair
 from editeval.inference.endings import Ending, Live
 from editeval.inference.forward import input_device, read
-from editeval.inference.packing import PackingRules, ShareLimit, pack, path_to
+from editeval.inference.packing import PackingRules, ShareLimit, common_prefix, pack, path_to
 from editeval.inference.plan import ScoringPlan
 
 MAX_LIVE = 48  # more rows a step make it no cheaper per row on a CPU, and cost memory
@@ -69,12 +69,13 @@ def decode_live(
 def groups_of(rows: Sequence[Live], limit: ShareLimit | None) -> list[Group]:
     """Group rows by common beginnings; those without a long one share nothing. Depends on the contexts alone, not on their order."""
     order = sorted(range(len(rows)), key=lambda number: rows[number].context)
+    ids = [numpy.asarray(row.context, dtype=numpy.uint32) for row in rows]
     groups: list[tuple[int, list[int]]] = []
     for number in order:
         size = len(rows[number].context)
         if groups:
             length, members = groups[-1]
-            shared = _common(rows[members[-1]].context, rows[number].context)
+            shared = common_prefix(ids[members[-1]], ids[number])
             shared = shared if limit is None else limit(members[-1], number, shared)
             # A neighbour that would cost a group most of its beginning belongs to the next group.
             if shared >= MIN_BEGINNING and (len(members) == 1 or 2 * shared >= length):
@@ -249,9 +250,3 @@ def _limit(adapter: ActivationAdapter | None, rows: Sequence[Live]) -> ShareLimi
         return None
     sizes = [len(row.context) for row in rows]
     return share_limit(adapter, [adapter.query_position(prompt_tokens=size, tokens=size) for size in sizes])
-
-
-def _common(left: tuple[int, ...], right: tuple[int, ...]) -> int:
-    size = min(len(left), len(right))
-    different = numpy.flatnonzero(numpy.asarray(left[:size]) != numpy.asarray(right[:size]))
-    return int(different[0]) if len(different) else size

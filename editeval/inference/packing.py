@@ -95,7 +95,7 @@ def pack(pairs: Sequence[TokenPair], rules: PackingRules, *, share_limit: ShareL
     neighbour = 0
     for index in sorted(range(len(pairs)), key=keys.__getitem__):
         ids = inputs[index]
-        shared = _common_prefix(previous, ids)
+        shared = common_prefix(previous, ids)
         if share_limit is not None:
             shared = share_limit(neighbour, index, shared)
         if not rows or not _joins(rows[-1], rules, shared=shared, length=len(ids), scored=len(pairs[index].continuation)):
@@ -205,7 +205,8 @@ def _place_beside(host: Row, guest: Row) -> None:
         host.add(Member(pair=member.pair, nodes=tuple(node + shift for node in member.nodes)))
 
 
-def _common_prefix(left: Ids, right: Ids) -> int:
+def common_prefix(left: Ids, right: Ids) -> int:
+    """Return how many first tokens are the same."""
     size = min(len(left), len(right))
     different = numpy.flatnonzero(left[:size] != right[:size])
     return int(different[0]) if len(different) else size

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from editeval.keyvalue.settings import LocateSettings
 from editeval.types import Footprint, ModelDescription, Workload
+
+if TYPE_CHECKING:
+    from editeval.keyvalue.settings import LocateSettings
 
 FACTS_TOGETHER = 8  # as in editeval.keyvalue.spread
 PROMPT_TOKENS = 12  # CounterFact: prompt and target of a row are shorter nine times in ten

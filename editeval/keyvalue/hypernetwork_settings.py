@@ -5,23 +5,21 @@ A network belongs to one model, its tokenizer, its layers and its training rows;
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 
 from editeval.datasets.training import TrainingSet
 from editeval.edits.delta import LowRankDelta
-from editeval.files import Cache, write_atomic
+from editeval.files import Cache
+from editeval.keyvalue.archive import read_archive, write_archive
 from editeval.keyvalue.features import editing_features
 from editeval.keyvalue.fine_tuning import target_row
 from editeval.keyvalue.hypernetwork import EditedMap, Hypernetwork, LearningSettings
+from editeval.models.gguf import file_sha256
 from editeval.models.model import LanguageModel
 from editeval.models.sites import Sites
 from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, content_key
@@ -69,7 +67,7 @@ class TrainedSettings:
 
     def learned(self) -> Mapping[str, Any]:
         """Return what the network depends on beside the model; for `EditMethod.settings`."""
-        return {"archive": _file_key(self.archive)} if self.archive is not None else self._learning()
+        return {"archive": file_sha256(Path(self.archive))} if self.archive is not None else self._learning()
 
     def make_course(self) -> Callable[..., Course]:
         """Return what makes the course of the training; see `hypernetwork_training.train`."""
@@ -153,8 +151,7 @@ class TrainedSettings:
             "curve": [vars(quality) for quality in trained.curve],
             "settings": dict(self._learning()),
         }
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in trained.network.state_dict().items()}
-        write_atomic(path, save(tensors, {self.kind: json.dumps(about)}))
+        write_archive(path, trained.network.state_dict(), about, kind=self.kind)
         partial.unlink(missing_ok=True)
 
     def _load(self, path: Path, lm: LanguageModel, maps: Sequence[EditedMap]) -> tuple[Hypernetwork, Mapping[str, Any]]:
@@ -163,16 +160,10 @@ class TrainedSettings:
         Raises:
             ConfigError: it is no such file, or belongs to another model, other layers or another rank.
         """
-        about = read_archive(path, self.kind)
-        wanted = {"model": lm.fingerprint, "maps": [edited.path for edited in maps], "rank": self.rank}
-        for name, value in wanted.items():
-            if about[name] != value:
-                raise ConfigError(
-                    f"{path} was trained with {name}={about[name]}, this run has {name}={value}; a trained network belongs to one model, "
-                    "its tokenizer and its layers: leave method.archive out to train one, or choose what it was trained with"
-                )
+        belongs = {"model": lm.fingerprint, "maps": [edited.path for edited in maps], "rank": self.rank}
+        tensors, about = read_archive(path, belongs, kind=self.kind)
         network = Hypernetwork(maps, rank=self.rank, rate=self.edit_learning_rate, seed=self.training_seed)
-        network.load_state_dict(load_file(path))
+        network.load_state_dict(tensors)
         device = lm.device_of(lm.module.get_submodule(maps[0].path))
         return network.to(device).eval().requires_grad_(False), about
 
@@ -208,22 +199,3 @@ def _paths(sites: Sites) -> tuple[str, ...]:
 def _widths(lm: LanguageModel, path: str) -> dict[str, int]:
     rows, columns = lm.module.get_submodule(path).get_parameter("weight").shape
     return {"d_in": rows, "d_out": columns} if lm.sites.transposed else {"d_in": columns, "d_out": rows}
-
-
-def read_archive(path: Path, kind: str) -> Mapping[str, Any]:
-    """Return what a trained network's file says of itself.
-
-    Raises:
-        ConfigError: it is no such file.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about: Mapping[str, Any] = json.loads((file.metadata() or {})[kind])
-            return about
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ConfigError(f"{path} is no trained network of this method ({error}); remove it, or correct method.archive") from error
-
-
-def _file_key(file: str) -> str:
-    with Path(file).open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

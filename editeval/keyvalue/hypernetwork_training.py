@@ -9,30 +9,25 @@ from there and ends where unbroken training ends.
 from __future__ import annotations
 
 import json
-import logging
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from editeval.files import write_atomic
 from editeval.keyvalue.hypernetwork import EditedMap, Hypernetwork, LearningSettings
+from editeval.keyvalue.learning import divided, fit, rows_of_step
 from editeval.keyvalue.lessons import Lesson, Outcome, readable
 from editeval.models.model import LanguageModel
-from editeval.types import ConfigError, EditevalError, EditRequest, Progress, seed_for
+from editeval.types import EditevalError, EditRequest, Progress
 
 KEPT_LESSONS = 1000  # what stands before the edited layers is kept of so many rows; of more it is computed again
-MOST_HELD_BACK = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +78,7 @@ def train(
         ConfigError: too few rows to hold some back.
         EditevalError: the trainer was told to end by a signal.
     """
-    learning, held_back = _divided(readable(lm, requests), settings)
+    learning, held_back = divided(readable(lm, requests), held_back=settings.held_back, seed=settings.seed)
     network = Hypernetwork(maps, rank=settings.rank, rate=settings.edit_learning_rate, seed=settings.seed)
     device = lm.device_of(lm.module.get_submodule(maps[0].path))
     course = make_course(lm=lm, learning=learning, sites=tuple(edited.path for edited in maps), first=first, settings=settings)
@@ -93,42 +88,14 @@ def train(
         progress.message(f"training goes on from step {state.step} of {settings.max_steps}")
     module = _Module(course, state)
     watch = _Watch(state, course, held_back, partial, progress)
-    with _quiet():
-        trainer = lightning.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=[device.index or 0] if device.type == "cuda" else 1,
-            max_epochs=1,
-            gradient_clip_val=settings.gradient_clip,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[watch],
-            plugins=[LightningEnvironment()],  # under Slurm no signal handlers of its own: the launcher has them
-        )
-        if not state.finished(settings):
-            trainer.fit(module, train_dataloaders=_Steps(state, settings, len(learning), progress))
+    if not state.finished(settings):
+        fit(module, _Steps(state, settings, len(learning), progress), watch, gradient_clip=settings.gradient_clip, device=device)
     if not state.finished(settings):
         raise EditevalError(
             f"training was interrupted at step {state.step} of {settings.max_steps}; the same command goes on from what it saved"
         )
     network.load_state_dict(state.best)
     return Trained(network=network.to(device).eval().requires_grad_(False), curve=tuple(state.curve))
-
-
-def _divided(requests: Sequence[EditRequest], settings: LearningSettings) -> tuple[list[EditRequest], list[EditRequest]]:
-    """Divide rows by a hash of their subject into those to learn from and those held back."""
-    ranked = sorted(requests, key=lambda request: (seed_for("held back", settings.seed, request.subject), request.request_id))
-    count = min(MOST_HELD_BACK, round(settings.held_back * len(ranked)))
-    held_back = ranked[:count]
-    subjects = {request.subject for request in held_back}
-    learning = [request for request in ranked[count:] if request.subject not in subjects]
-    if not held_back or not learning:
-        raise ConfigError(
-            f"of {len(requests)} training rows method.held_back={settings.held_back} leaves {len(learning)} to learn from and "
-            f"{len(held_back)} to validate on; at least one of each: choose a larger training set or another share"
-        )
-    return learning, held_back
 
 
 @dataclass(kw_only=True)
@@ -244,11 +211,7 @@ class _Steps:
         for step in self._progress.track(steps, description="training", total=len(steps)):
             if self._state.stopped:
                 return
-            places = range(step * self._settings.rows_per_step, (step + 1) * self._settings.rows_per_step)
-            yield [self._order(place // self._num_rows)[place % self._num_rows] for place in places]
-
-    def _order(self, epoch: int) -> list[int]:
-        return sorted(range(self._num_rows), key=lambda row: seed_for("lesson", self._settings.seed, epoch, row))
+            yield rows_of_step(step, rows_per_step=self._settings.rows_per_step, num_rows=self._num_rows, seed=self._settings.seed)
 
 
 class _Module(lightning.LightningModule):
@@ -322,19 +285,3 @@ def _moments(optimizer: torch.optim.Optimizer, network: Hypernetwork) -> dict[st
         if parts:
             found[name] = {part: tensor.detach().clone() for part, tensor in parts.items()}
     return found
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the trainer's remarks on hardware and on ways to start it off the console."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            # Lightning 2.6.6 uses what torch 2.13 calls deprecated.
-            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)

@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 from editeval.datasets.corpus import Corpus
 from editeval.files import Cache
 from editeval.keyvalue.covariance import CovarianceSource, missing_covariances
+from editeval.keyvalue.footprint import EditedMap, Solver, locate_footprint, mlp_maps
 from editeval.keyvalue.prefixes import check_prefixes, context_prefixes
 from editeval.keyvalue.target_value import TargetSettings
 from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
-from editeval.types import ConfigError, ModelDescription, Progress
+from editeval.types import ConfigError, Footprint, ModelDescription, Progress, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +91,8 @@ class SpreadSettings(LocateSettings):
     """
 
     max_batch_size: ClassVar[int | None] = None
+    published_depths: ClassVar[tuple[float, ...]]  # the first and the last layer, as shares of the model's
+    solver: ClassVar[Solver]  # what is kept of each map's C
 
     layers: Sequence[int] | None
 
@@ -106,26 +109,57 @@ class SpreadSettings(LocateSettings):
             "covariance": self.covariance_source.settings(),
         }
 
-    def layers_of(self, model: ModelDescription, published: Sequence[float]) -> tuple[int, ...]:
-        """Return the layers to edit; without `layers` all from the first to the last of the `published` relative depths.
+    def check(self, model: ModelDescription) -> None:
+        """Check layers, covariance and text against the model's shape.
+
+        Raises:
+            ConfigError: what, with what is allowed.
+        """
+        sites = [sites_for(model.model_type).mlp_out.format(layer) for layer in self.layers_of(model)]
+        self.covariance_source.check(sites, width=model.intermediate_size)
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes."""
+        layers = self.layers_of(model)
+        maps = self.maps_of(model, len(layers))
+        return locate_footprint(self, model, workload, last_layer=layers[-1], maps=maps, solver=self.solver)
+
+    def maps_of(self, model: ModelDescription, count: int) -> list[EditedMap]:
+        """Return what is edited in `count` layers."""
+        return mlp_maps(model, count)
+
+    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
+        """Return the maps whose second moments must be computed first."""
+        return self.maps_without_covariance(model, self.layers_of(model), fingerprint, cache)
+
+    def layers_of(self, model: ModelDescription) -> tuple[int, ...]:
+        """Return the layers to edit; without `layers` all from the first to the last of the published relative depths.
 
         Raises:
             ConfigError: a layer that the model does not have.
         """
         if self.layers is None:
-            return tuple(range(round(published[0] * model.num_layers), round(published[-1] * model.num_layers) + 1))
+            first, last = (round(depth * model.num_layers) for depth in (self.published_depths[0], self.published_depths[-1]))
+            return tuple(range(first, last + 1))
         for layer in self.layers:
             if not 0 <= layer < model.num_layers:
                 raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layers")
         return tuple(self.layers)
-
-    def check_covariance(self, model: ModelDescription, layers: Sequence[int]) -> None:
-        """Check that the second moments of the MLPs' keys can be had; see `CovarianceSource.check`."""
-        sites = [sites_for(model.model_type).mlp_out.format(layer) for layer in layers]
-        self.covariance_source.check(sites, width=model.intermediate_size)
 
     def announce(self, layers: Sequence[int], model: ModelDescription, progress: Progress) -> None:
         """Say which layers stand for the published ones where none were set."""
         if self.layers is None:
             where = f"layers {layers[0]} to {layers[-1]}" if len(layers) > 1 else f"layer {layers[0]}"
             progress.message(f"method.layers is not set: editing {where} of {model.num_layers}, the published relative depth")
+
+
+def chosen_layer(model: ModelDescription, layer: int | None, *, published_depth: float) -> int:
+    """Return the one layer that `method.layer` names; None: that of the published relative depth.
+
+    Raises:
+        ConfigError: a layer that the model does not have.
+    """
+    chosen = round(published_depth * model.num_layers) if layer is None else layer
+    if not 0 <= chosen < model.num_layers:
+        raise ConfigError(f"layer {chosen} not in 0..{model.num_layers - 1} of {model.name}; set method.layer")
+    return chosen

@@ -6,24 +6,18 @@ is kept, and training ends early where nothing gets better.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.utilities.warnings import PossibleUserWarning
 from torch import Tensor, nn
 
+from editeval.keyvalue.learning import divided, fit, rows_of_step
 from editeval.memory.settings import LearningSettings
-from editeval.types import ConfigError, EditevalError, EditRequest, Progress, seed_for
-
-MOST_HELD_BACK = 100
+from editeval.types import EditevalError, EditRequest, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,46 +54,15 @@ def train(
         ConfigError: too few rows to hold some back.
         EditevalError: the trainer was told to end by a signal.
     """
-    learning, held_back = divided(rows, settings)
+    learning, held_back = divided(rows, held_back=settings.held_back, seed=settings.seed)
     watch = _Watch(learner, held_back, settings, what, progress)
-    with _quiet():
-        trainer = lightning.Trainer(
-            accelerator="gpu" if device.type == "cuda" else "cpu",
-            devices=[device.index or 0] if device.type == "cuda" else 1,
-            max_epochs=1,
-            gradient_clip_val=settings.gradient_clip,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[watch],
-            plugins=[LightningEnvironment()],  # under Slurm no signal handlers of its own: the launcher has them
-        )
-        trainer.fit(_Module(learner, settings), train_dataloaders=_Steps(learning, settings, watch, what, progress))
+    steps = _Steps(learning, settings, watch, what, progress)
+    fit(_Module(learner, settings), steps, watch, gradient_clip=settings.gradient_clip, device=device)
     if not watch.finished:
         raise EditevalError(f"training of the {what} was interrupted; the same command begins it again")
     learner.load_state_dict(watch.best)
     learner.to(device)
     return tuple(watch.curve)
-
-
-def divided(rows: Sequence[EditRequest], settings: LearningSettings) -> tuple[list[EditRequest], list[EditRequest]]:
-    """Divide rows by a hash of their subject into those to learn from and those held back.
-
-    Raises:
-        ConfigError: one of the two would be empty.
-    """
-    ranked = sorted(rows, key=lambda row: (seed_for("held back", settings.seed, row.subject), row.request_id))
-    count = min(MOST_HELD_BACK, round(settings.held_back * len(ranked)))
-    held_back = ranked[:count]
-    subjects = {row.subject for row in held_back}
-    learning = [row for row in ranked[count:] if row.subject not in subjects]
-    if not held_back or not learning:
-        raise ConfigError(
-            f"of {len(rows)} training rows method.held_back={settings.held_back} leaves {len(learning)} to learn from and {len(held_back)} "
-            "to validate on; at least one of each: choose a larger training set or another share"
-        )
-    return learning, held_back
 
 
 class _Steps:
@@ -113,15 +76,11 @@ class _Steps:
         self._progress = progress
 
     def __iter__(self) -> Iterator[list[EditRequest]]:
-        size, count = self._settings.rows_per_step, len(self._rows)
+        size, seed = self._settings.rows_per_step, self._settings.seed
         for step in self._progress.track(range(self._settings.max_steps), description=self._what, total=self._settings.max_steps):
             if self._watch.finished:
                 return
-            places = range(step * size, (step + 1) * size)
-            yield [self._rows[self._order(place // count)[place % count]] for place in places]
-
-    def _order(self, epoch: int) -> list[int]:
-        return sorted(range(len(self._rows)), key=lambda row: seed_for("lesson", self._settings.seed, epoch, row))
+            yield [self._rows[row] for row in rows_of_step(step, rows_per_step=size, num_rows=len(self._rows), seed=seed)]
 
 
 class _Module(lightning.LightningModule):
@@ -176,19 +135,3 @@ class _Watch(lightning.Callback):
         if last or self._step - best.step >= self._settings.patience:
             self.finished = True
             trainer.should_stop = True
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the trainer's remarks on hardware and on ways to start it off the console."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            # Lightning 2.6.6 uses what torch 2.13 calls deprecated.
-            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)

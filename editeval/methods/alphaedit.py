@@ -15,20 +15,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.keyvalue.footprint import PROJECTION, locate_footprint, mlp_maps
+from editeval.keyvalue.footprint import PROJECTION, Solver
 from editeval.keyvalue.null_space import KeyMemory, NullSpace, null_spaces
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.spread import SpreadEditor, Target
-from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
-
-PUBLISHED_DEPTHS = (13 / 48, 17 / 48)  # layers 13 to 17 of GPT-2 XL's 48
+from editeval.types import ConfigError, EditRequest, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +36,9 @@ class AlphaEdit(SpreadSettings):
     `null_space_threshold` is an eigenvalue in the unit of this model's keys, so it fits no other model; None keeps the share
     `null_space_share` of all directions, those that text uses least. `l2` is the ridge, in the unit of squared keys.
     """
+
+    published_depths: ClassVar[tuple[float, ...]] = (13 / 48, 17 / 48)  # layers 13 to 17 of GPT-2 XL's 48
+    solver: ClassVar[Solver] = PROJECTION
 
     null_space_threshold: float | None
     null_space_share: float
@@ -57,24 +58,6 @@ class AlphaEdit(SpreadSettings):
         share = self.null_space_share if self.null_space_threshold is None else None
         return {**self.shared_settings(), "null_space_threshold": self.null_space_threshold, "null_space_share": share, "l2": self.l2}
 
-    def check(self, model: ModelDescription) -> None:
-        """Check layers, covariance and text against the model's shape.
-
-        Raises:
-            ConfigError: what, with what is allowed.
-        """
-        self.check_covariance(model, self.layers_of(model, PUBLISHED_DEPTHS))
-
-    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
-        """Predict memory, disk and operations from shapes."""
-        layers = self.layers_of(model, PUBLISHED_DEPTHS)
-        maps = mlp_maps(model, len(layers))
-        return locate_footprint(self, model, workload, last_layer=layers[-1], maps=maps, solver=PROJECTION)
-
-    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
-        """Return the maps whose second moments must be computed first."""
-        return self.maps_without_covariance(model, self.layers_of(model, PUBLISHED_DEPTHS), fingerprint, cache)
-
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; prefixes and projections are of the unedited model and come from the cache if they are there.
 
@@ -82,7 +65,7 @@ class AlphaEdit(SpreadSettings):
             ConfigError: the threshold leaves no direction in any layer.
         """
         lm = model.lm
-        layers = self.layers_of(lm.description, PUBLISHED_DEPTHS)
+        layers = self.layers_of(lm.description)
         self.announce(layers, lm.description, progress)
         sites = [lm.sites.mlp_out.format(layer) for layer in layers]
         with model.unedited():

@@ -31,6 +31,7 @@ from editeval.inference.edited import EditedModel
 from editeval.inference.encoding import TokenPair, encode_pairs
 from editeval.interfaces import attach
 from editeval.keyvalue.lookup import Located
+from editeval.keyvalue.settings import chosen_layer
 from editeval.keyvalue.suffix import SuffixPass, next_token_logits
 from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
@@ -109,9 +110,7 @@ class GRACE:
 
     def _place(self, model: ModelDescription) -> tuple[int, str]:
         """Return the layer and the site's path."""
-        layer = round(PUBLISHED_DEPTH * model.num_layers) if self.layer is None else self.layer
-        if not 0 <= layer < model.num_layers:
-            raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layer")
+        layer = chosen_layer(model, self.layer, published_depth=PUBLISHED_DEPTH)
         sites = sites_for(model.model_type)
         maps = {"mlp_out": sites.mlp_out} | ({"mlp_in": sites.mlp_in[0]} if not sites.gated else {})
         chosen = self.site or ("mlp_out" if sites.gated else "mlp_in")

@@ -21,6 +21,7 @@ from editeval.edits.delta import DenseDelta, Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.fine_tuning import TuningSettings, linear_maps, target_row, tune
+from editeval.keyvalue.settings import chosen_layer
 from editeval.keyvalue.spread import check_batch
 from editeval.models.model import LanguageModel
 from editeval.types import ConfigError, EditRequest, ModelDescription, Progress, seed_for
@@ -83,10 +84,7 @@ class LocFTBF:
         return Editor(lm=lm, layer=layer, sites=linear_maps(lm.module, place.format(layer)), method=self)
 
     def _layer(self, model: ModelDescription) -> int:
-        layer = round(PUBLISHED_DEPTH * model.num_layers) if self.layer is None else self.layer
-        if not 0 <= layer < model.num_layers:
-            raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layer")
-        return layer
+        return chosen_layer(model, self.layer, published_depth=PUBLISHED_DEPTH)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

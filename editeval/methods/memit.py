@@ -14,20 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.keyvalue.footprint import INVERSE, locate_footprint, mlp_maps
+from editeval.keyvalue.footprint import INVERSE, Solver
 from editeval.keyvalue.inverse import covariance_solvers
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.solve import regularised_keys
 from editeval.keyvalue.spread import SpreadEditor, Target
-from editeval.types import ConfigError, Footprint, ModelDescription, Progress, Workload
+from editeval.types import ConfigError, Progress
 
-PUBLISHED_DEPTHS = (13 / 48, 17 / 48)  # layers 13 to 17 of GPT-2 XL's 48
 PUBLISHED_WEIGHT = 20000 / 6400  # lambda for GPT-2 XL, over the width of its keys
 
 
@@ -37,6 +36,9 @@ class MEMIT(SpreadSettings):
 
     `covariance_weight` is lambda; None scales the published one to the width of this model's keys.
     """
+
+    published_depths: ClassVar[tuple[float, ...]] = (13 / 48, 17 / 48)  # layers 13 to 17 of GPT-2 XL's 48
+    solver: ClassVar[Solver] = INVERSE
 
     covariance_weight: float | None
 
@@ -49,28 +51,10 @@ class MEMIT(SpreadSettings):
         """Return everything that an edit depends on beside model and requests."""
         return {**self.shared_settings(), "covariance_weight": self.covariance_weight}
 
-    def check(self, model: ModelDescription) -> None:
-        """Check layers, covariance and text against the model's shape.
-
-        Raises:
-            ConfigError: what, with what is allowed.
-        """
-        self.check_covariance(model, self.layers_of(model, PUBLISHED_DEPTHS))
-
-    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
-        """Predict memory, disk and operations from shapes."""
-        layers = self.layers_of(model, PUBLISHED_DEPTHS)
-        maps = mlp_maps(model, len(layers))
-        return locate_footprint(self, model, workload, last_layer=layers[-1], maps=maps, solver=INVERSE)
-
-    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
-        """Return the maps whose second moments must be computed first."""
-        return self.maps_without_covariance(model, self.layers_of(model, PUBLISHED_DEPTHS), fingerprint, cache)
-
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> SpreadEditor:
         """Return the editor; prefixes and covariances are of the unedited model and come from the cache if they are there."""
         lm = model.lm
-        layers = self.layers_of(lm.description, PUBLISHED_DEPTHS)
+        layers = self.layers_of(lm.description)
         self.announce(layers, lm.description, progress)
         weight = self.covariance_weight
         if weight is None:

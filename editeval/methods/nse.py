@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,14 +27,13 @@ from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.covariance import key_covariances
-from editeval.keyvalue.footprint import INVERSE, locate_footprint, mlp_maps
+from editeval.keyvalue.footprint import INVERSE, Solver
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.spread import Spread, Target, check_batch, spread, target_values, value_diagnostics
 from editeval.keyvalue.target_value import FactRows, TargetValue, fact_rows
 from editeval.keyvalue.walk import LayerWalk, updated
-from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
+from editeval.types import ConfigError, EditRequest, Progress
 
-PUBLISHED_DEPTHS = (13 / 48, 17 / 48)  # layers 13 to 17 of GPT-2 XL's 48
 PUBLISHED_WEIGHT = 10000 / 6400  # lambda for GPT-2 XL, over the width of its keys
 ENOUGH_SHARE = 0.1  # of the way from the unedited value to z: where `enough` is not set, which is in the unit of one model's states
 
@@ -46,6 +45,9 @@ class NSE(SpreadSettings):
     `covariance_weight` is lambda; None scales the published one to the width of this model's keys. `enough` and `too_far` are distances
     from the target value in the unit of this model's hidden states; None: a tenth of the fact's own way, and no limit.
     """
+
+    published_depths: ClassVar[tuple[float, ...]] = (13 / 48, 17 / 48)  # layers 13 to 17 of GPT-2 XL's 48
+    solver: ClassVar[Solver] = INVERSE  # the selected part of C takes what MEMIT's inverse would at most
 
     covariance_weight: float | None
     neuron_share: float
@@ -69,28 +71,10 @@ class NSE(SpreadSettings):
         own = ("covariance_weight", "neuron_share", "max_rounds", "enough", "too_far")
         return {**self.shared_settings(), **{name: getattr(self, name) for name in own}}
 
-    def check(self, model: ModelDescription) -> None:
-        """Check layers, covariance and text against the model's shape.
-
-        Raises:
-            ConfigError: what, with what is allowed.
-        """
-        self.check_covariance(model, self.layers_of(model, PUBLISHED_DEPTHS))
-
-    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
-        """Predict memory, disk and operations from shapes; the selected part of C takes what MEMIT's inverse would at most."""
-        layers = self.layers_of(model, PUBLISHED_DEPTHS)
-        maps = mlp_maps(model, len(layers))
-        return locate_footprint(self, model, workload, last_layer=layers[-1], maps=maps, solver=INVERSE)
-
-    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
-        """Return the maps whose second moments must be computed first."""
-        return self.maps_without_covariance(model, self.layers_of(model, PUBLISHED_DEPTHS), fingerprint, cache)
-
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; prefixes and covariances are of the unedited model and come from the cache if they are there."""
         lm = model.lm
-        layers = self.layers_of(lm.description, PUBLISHED_DEPTHS)
+        layers = self.layers_of(lm.description)
         self.announce(layers, lm.description, progress)
         weight = self.covariance_weight
         if weight is None:

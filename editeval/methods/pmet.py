@@ -14,22 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.covariance import missing_covariances
-from editeval.keyvalue.footprint import INVERSE, attention_maps, locate_footprint, mlp_maps
+from editeval.keyvalue.footprint import INVERSE, EditedMap, Solver, attention_maps
 from editeval.keyvalue.inverse import covariance_solvers
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.solve import regularised_keys
 from editeval.keyvalue.spread import SpreadEditor, Target
 from editeval.models.sites import sites_for
-from editeval.types import ConfigError, Footprint, ModelDescription, Progress, Workload
+from editeval.types import ConfigError, ModelDescription, Progress
 
-PUBLISHED_DEPTHS = (13 / 48, 17 / 48)  # layers 13 to 17 of GPT-2 XL's 48
 PUBLISHED_WEIGHT = 15000 / 6400  # lambda for GPT-2 XL, over the width of its MLP's keys
 
 WRITES: Mapping[str, str] = {
@@ -45,6 +44,9 @@ class PMET(SpreadSettings):
     `edit` is one of `WRITES`. `covariance_weight` is lambda; None scales the published one to the width of each map's keys.
     """
 
+    published_depths: ClassVar[tuple[float, ...]] = (13 / 48, 17 / 48)  # layers 13 to 17 of GPT-2 XL's 48
+    solver: ClassVar[Solver] = INVERSE
+
     edit: str
     covariance_weight: float | None
 
@@ -59,31 +61,21 @@ class PMET(SpreadSettings):
         """Return everything that an edit depends on beside model and requests."""
         return {**self.shared_settings(), "edit": self.edit, "covariance_weight": self.covariance_weight}
 
-    def check(self, model: ModelDescription) -> None:
-        """Check layers, covariance and text against the model's shape.
-
-        Raises:
-            ConfigError: what, with what is allowed.
-        """
-        self.check_covariance(model, self.layers_of(model, PUBLISHED_DEPTHS))
-
-    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
-        """Predict memory, disk and operations from shapes."""
-        layers = self.layers_of(model, PUBLISHED_DEPTHS)
-        maps = mlp_maps(model, len(layers)) + (attention_maps(model, len(layers)) if self.edit == "both" else [])
-        return locate_footprint(self, model, workload, last_layer=layers[-1], maps=maps, solver=INVERSE)
+    def maps_of(self, model: ModelDescription, count: int) -> list[EditedMap]:
+        """Return what is edited in `count` layers."""
+        return super().maps_of(model, count) + (attention_maps(model, count) if self.edit == "both" else [])
 
     def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
         """Return the maps whose second moments must be computed first."""
-        layers = self.layers_of(model, PUBLISHED_DEPTHS)
-        attention = [sites_for(model.model_type).attention_out.format(layer) for layer in layers] if self.edit == "both" else []
-        found = self.maps_without_covariance(model, layers, fingerprint, cache)
+        sites = sites_for(model.model_type)
+        attention = [sites.attention_out.format(layer) for layer in self.layers_of(model)] if self.edit == "both" else []
+        found = super().missing_statistics(model, fingerprint, cache)
         return (*found, *missing_covariances(attention, self.covariance_source, fingerprint=fingerprint, cache=cache))
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> SpreadEditor:
         """Return the editor; prefixes and covariances are of the unedited model and come from the cache if they are there."""
         lm = model.lm
-        layers = self.layers_of(lm.description, PUBLISHED_DEPTHS)
+        layers = self.layers_of(lm.description)
         self.announce(layers, lm.description, progress)
         if self.covariance_weight is None:
             progress.message(f"method.covariance_weight is not set: {PUBLISHED_WEIGHT:g} for each dimension of the key, as published")

@@ -28,7 +28,7 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.covariance import covariance_factors
 from editeval.keyvalue.footprint import FACTOR, NOTHING, locate_footprint, mlp_maps
-from editeval.keyvalue.settings import LocateSettings
+from editeval.keyvalue.settings import LocateSettings, chosen_layer
 from editeval.keyvalue.solve import CholeskyFactor
 from editeval.keyvalue.target_value import TargetSettings, TargetValue, fact_rows, optimise
 from editeval.models.model import LanguageModel
@@ -99,10 +99,7 @@ class ROME(LocateSettings):
         return Editor(lm=lm, layer=layer, site=site, contexts=contexts, factor=factor, key=self.key, target_settings=self.target_settings)
 
     def _layer(self, model: ModelDescription) -> int:
-        layer = round(PUBLISHED_DEPTH * model.num_layers) if self.layer is None else self.layer
-        if not 0 <= layer < model.num_layers:
-            raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layer")
-        return layer
+        return chosen_layer(model, self.layer, published_depth=PUBLISHED_DEPTH)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

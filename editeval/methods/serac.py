@@ -31,17 +31,19 @@ from editeval.files import Cache
 from editeval.inference.adapters import Route
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
-from editeval.memory.archive import file_key, read_archive, write_archive
+from editeval.keyvalue.archive import read_archive, write_archive
 from editeval.memory.demonstrations import question, statement_that_fits
 from editeval.memory.encoder import SentenceEncoder, encoder_identity, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
 from editeval.memory.settings import LearningSettings
+from editeval.models.gguf import file_sha256
 from editeval.models.load import PretrainedModel, frozen
 from editeval.models.model import LanguageModel
 from editeval.types import ConfigError, EditevalError, EditRequest, ModelDescription, Progress, content_key
 
-FORMAT_VERSION = 1  # raised when the same rows and settings train other parts than before
+FORMAT_VERSION = 2  # raised when the same rows and settings train other parts than before
 PARTS = ("scope", "counterfactual")
+KIND = "serac"  # of the files of these parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +83,7 @@ class SERAC:
     def settings(self) -> Mapping[str, Any]:
         """Return everything that edits and answers depend on beside model and requests."""
         if self.archive is not None:
-            return {"archive": [file_key(self._part_of_archive(part)) for part in PARTS], "encoder": encoder_identity(self.encoder)}
+            return {"archive": [file_sha256(self._part_of_archive(part)) for part in PARTS], "encoder": encoder_identity(self.encoder)}
         return self._learning()
 
     def check(self, model: ModelDescription) -> None:
@@ -151,7 +153,7 @@ class SERAC:
         encoder = load_encoder(self.encoder, cache).to(device)
         if not path.exists():
             self._train_scope(encoder, device, path, belongs, progress)
-        tensors, about = read_archive(path, belongs)
+        tensors, about = read_archive(path, belongs, kind=KIND)
         encoder.load_state_dict({name: tensor.to(device) for name, tensor in tensors.items()})
         encoder.forget()
         progress.message(f"scope classifier: {about['text']} ({path})")
@@ -170,7 +172,7 @@ class SERAC:
         curve = train(learner, rows, settings, device=device, what="scope classifier", progress=progress)
         best = min(curve, key=lambda validation: validation.loss)
         about = {**belongs, "similarity": learner.similarity, "text": f"best at step {best.step}: {best.text()}"}
-        write_archive(path, dict(encoder.state_dict()), {**about, "rows": len(rows), "curve": [asdict(each) for each in curve]})
+        write_archive(path, dict(encoder.state_dict()), {**about, "rows": len(rows), "curve": [asdict(each) for each in curve]}, kind=KIND)
 
     def _reader(self, lm: LanguageModel, cache: Cache, progress: Progress) -> LanguageModel:
         """Return the trained counterfactual model."""
@@ -179,13 +181,13 @@ class SERAC:
         reader = self._untrained(lm, cache)
         if not path.exists():
             self._train_reader(reader, path, belongs, progress)
-        tensors, about = read_archive(path, belongs)
+        tensors, about = read_archive(path, belongs, kind=KIND)
         with torch.inference_mode(mode=False), torch.no_grad():
             for name, parameter in reader.module.named_parameters():
                 parameter.copy_(tensors[name])
         progress.message(f"counterfactual model: {about['text']} ({path})")
         module = cast_to(frozen(reader.module), lm.module.dtype)
-        return replace(reader, module=module, fingerprint=file_key(path))
+        return replace(reader, module=module, fingerprint=file_sha256(path))
 
     def _train_reader(self, reader: LanguageModel, path: Path, belongs: Mapping[str, Any], progress: Progress) -> None:
         from editeval.memory.reader import ReaderLearner
@@ -199,7 +201,7 @@ class SERAC:
         curve = train(ReaderLearner(reader), rows, self._learning_settings, device=device, what="counterfactual model", progress=progress)
         best = min(curve, key=lambda validation: validation.loss)
         about = {**belongs, "text": f"best at step {best.step}: {best.text()}", "rows": len(rows)}
-        write_archive(path, dict(reader.module.named_parameters()), {**about, "curve": [asdict(each) for each in curve]})
+        write_archive(path, dict(reader.module.named_parameters()), {**about, "curve": [asdict(each) for each in curve]}, kind=KIND)
 
     def _untrained(self, lm: LanguageModel, cache: Cache) -> LanguageModel:
         """Return the counterfactual model before training, in float32.

@@ -34,6 +34,7 @@ from editeval.inference.encoding import TokenPair, encode_pairs
 from editeval.interfaces import attach
 from editeval.keyvalue.fine_tuning import TargetRow, TuningBatch
 from editeval.keyvalue.prefixes import check_prefixes, context_prefixes
+from editeval.keyvalue.settings import chosen_layer
 from editeval.keyvalue.suffix import pad_rows
 from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
@@ -143,10 +144,7 @@ class WISE:
 
     def _layer(self, model: ModelDescription) -> int:
         sites_for(model.model_type)
-        layer = round(PUBLISHED_DEPTH * model.num_layers) if self.layer is None else self.layer
-        if not 0 <= layer < model.num_layers:
-            raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layer")
-        return layer
+        return chosen_layer(model, self.layer, published_depth=PUBLISHED_DEPTH)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

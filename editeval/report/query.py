@@ -50,13 +50,16 @@ def query(folders: Sequence[Path], sql: str = OVERVIEW, *, to: Path | None = Non
         for name, table in _tables(folders).items():
             connection.register(name, table)
         try:
-            found = connection.execute(sql.strip().rstrip(";"))
+            question = sql.strip().rstrip(";")
+            if to is not None:  # asked once: what is written is what is shown
+                to.parent.mkdir(parents=True, exist_ok=True)
+                connection.execute(f"CREATE TABLE answer AS {question}")
+                question = "SELECT * FROM answer"
+                path = str(to.absolute()).replace("'", "''")
+                connection.execute(f"COPY answer TO '{path}' {writer}")
+            found = connection.execute(question)
             columns = tuple(column[0] for column in found.description or ())
             rows = found.fetchall()
-            if to is not None:
-                to.parent.mkdir(parents=True, exist_ok=True)
-                path = str(to.absolute()).replace("'", "''")
-                connection.execute(f"COPY ({sql.strip().rstrip(';')}) TO '{path}' {writer}")
         except duckdb.Error as error:
             tables = "tables: scores, edits, runs; `DESCRIBE scores` lists its columns"
             raise EditevalError(f"{str(error).strip().splitlines()[0]} ({tables})") from error

@@ -61,6 +61,9 @@ class WandbMirror(Callback):
     def __post_init__(self) -> None:
         if self.mode not in ("auto", "online", "offline", "disabled"):
             raise ValueError(f"mode={self.mode!r} is not one of auto, online, offline, disabled")
+        for name in self.retention:
+            if name.count(".") != 1:
+                raise ValueError(f"retention={name!r} is not METRIC.PROTOCOL, such as efficacy.generation")
 
     # -- Callback --------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from editeval.experiment import build
 from editeval.files import Cache
+from editeval.inference.adapters import RequestAdapter, Route
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod
 from editeval.memory.demonstrations import pool_of
@@ -35,6 +36,13 @@ def method(compose_config: Callable[..., DictConfig], *overrides: str) -> EditMe
     return build(compose_config("method=ike", "model=tiny-gpt2", *overrides).method, "method", EditMethod)
 
 
+def route_of(model: EditedModel, request: str) -> Route:
+    assert isinstance(model.adapter, RequestAdapter)
+    (route,) = model.adapter.routes([request])
+    assert route is not None, "it is about an edited fact"
+    return route
+
+
 def test_a_model_that_reads_answers_as_the_facts_say(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
     model = EditedModel(reading_model(tmp_path))
     assert min(gains(model, method(compose_config), Cache(tmp_path))) > 0.25
@@ -45,7 +53,7 @@ def test_the_context_is_examples_the_fact_and_the_request(compose_config: Callab
     editor = method(compose_config).prepare(model, Cache(tmp_path), SilentProgress())
     model.apply(editor.edit([FACTS[0]], seed=0))
     prompt, fact = FACTS[0].full_prompt, f"{FACTS[0].full_prompt} {FACTS[0].target_new}"
-    (route,) = model.adapter.routes([prompt])  # type: ignore[union-attr]
+    route = route_of(model, prompt)
     assert route.prefix == f"New Fact: {fact}\nPrompt: "
     assert len(route.demonstrations) == 5
     assert route.demonstrations[-1] == f"New Fact: {fact}\nPrompt: {fact}\n\n"
@@ -58,7 +66,7 @@ def test_further_facts_stand_before_the_nearest(compose_config: Callable[..., Di
     settings = ("method.facts=2", "method.similarity=0.1", "method.demonstrations=0")
     editor = method(compose_config, *settings).prepare(model, Cache(tmp_path), SilentProgress())
     model.apply(editor.edit(list(FACTS[:2]), seed=0))  # a batch is so many facts
-    (route,) = model.adapter.routes([FACTS[1].full_prompt])  # type: ignore[union-attr]
+    route = route_of(model, FACTS[1].full_prompt)
     first, second = (f"New Fact: {fact.full_prompt} {fact.target_new}\n" for fact in FACTS[:2])
     assert route.prefix == f"{first}{second}Prompt: "
 

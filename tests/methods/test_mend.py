@@ -270,7 +270,7 @@ def test_the_archive_of_another_model_or_of_other_layers_is_refused(
         replace(given, layers=[1, 3]).prepare(trained[0], Cache(tmp_path), SilentProgress())
     stranger = tmp_path / "stranger.safetensors"
     stranger.write_bytes(b"nothing of use")
-    with pytest.raises(ConfigError, match="is no trained network"):
+    with pytest.raises(ConfigError, match="is nothing that this method trained"):
         replace(given, archive=str(stranger)).prepare(trained[0], Cache(tmp_path), SilentProgress())
 
 

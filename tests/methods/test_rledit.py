@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from editeval.datasets.training import TrainingSet
 from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
+from editeval.keyvalue.features import Features
 from editeval.keyvalue.hypernetwork import Factors, Hypernetwork
 from editeval.keyvalue.hypernetwork_sequences import SequenceCourse, joined
 from editeval.keyvalue.hypernetwork_settings import edited_maps
@@ -124,8 +125,8 @@ def test_later_gradients_of_a_trajectory_are_those_of_the_edited_model(lm: Langu
     seen: list[dict[str, Tensor]] = []
 
     class Watching(Hypernetwork):
-        def observe(self, features: object) -> None:
-            seen.append({path: pair.gradients for path, pair in features.items()})  # type: ignore[attr-defined]
+        def observe(self, features: Mapping[str, Features]) -> None:
+            seen.append({path: pair.gradients for path, pair in features.items()})
 
     network = Watching(edited_maps(lm, [2, 3]), rank=4, rate=1e-1, seed=0)
     course().step_loss(network, LEARNED[:2])
@@ -172,10 +173,11 @@ def test_training_that_was_killed_ends_like_unbroken_training_and_edits_add_up(l
     model.apply(second)
     weight = first.deltas[0]
     assert isinstance(weight, LowRankDelta)
-    change = sum(delta.left @ delta.right for edit in (first, second) for delta in edit.deltas[:1] if isinstance(delta, LowRankDelta))
+    written = [delta for edit in (first, second) for delta in edit.deltas[:1] if isinstance(delta, LowRankDelta)]
+    change = torch.stack([delta.left @ delta.right for delta in written]).sum(dim=0)
     found = model.weight(weight.parameter) - model.base_weight(weight.parameter)
     model.restore()
-    assert torch.allclose(found, change, atol=1e-6)  # type: ignore[arg-type]
+    assert torch.allclose(found, change, atol=1e-6)
 
 
 def test_what_training_depends_on_is_in_its_key(lm: LanguageModel) -> None:

@@ -121,7 +121,7 @@ def test_parts_of_another_model_or_encoder_are_refused(compose_config: Callable[
     with pytest.raises(ConfigError, match=r"counterfactual\.safetensors was trained with model="):
         given.prepare(other(architecture="gpt2", seed=1), trained, SilentProgress())
     (tmp_path / "scope.safetensors").write_bytes(b"x")
-    with pytest.raises(ConfigError, match="no trained part of this method"):
+    with pytest.raises(ConfigError, match="nothing that this method trained"):
         given.prepare(other(architecture="gpt2"), trained, SilentProgress())
     (tmp_path / "scope.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"has no scope\.safetensors"):

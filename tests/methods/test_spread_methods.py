@@ -133,10 +133,8 @@ def test_layers_that_were_not_set_are_said(lm: LanguageModel, method: Callable[.
 def test_the_relative_depth_gives_the_published_layers_for_gpt2_xl(
     lm: LanguageModel, method: Callable[..., EditMethod], name: str, layers: tuple[int, ...]
 ) -> None:
-    module = __import__(f"editeval.methods.{name}", fromlist=["x"])
-    published = getattr(module, "PUBLISHED_DEPTHS", None) or [module.PUBLISHED_DEPTH]
     description = replace(lm.description, num_layers=48)
-    assert method(name).layers_of(description, published) == layers  # type: ignore[attr-defined]
+    assert method(name).layers_of(description) == layers  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", SPREAD)

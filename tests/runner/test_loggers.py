@@ -302,3 +302,8 @@ def test_importing_the_loggers_imports_neither_wandb_nor_lightning() -> None:
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(ValueError, match="mode='on' is not one of auto, online, offline, disabled"):
         WandbMirror(mode=cast(Any, "on"))
+
+
+def test_a_retention_that_names_no_protocol_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"retention='efficacy' is not METRIC\.PROTOCOL"):
+        WandbMirror(retention=["efficacy"])
