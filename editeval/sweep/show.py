@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -65,7 +65,7 @@ def retry(runs: Path, *, sweep: str | None = None, more: Sequence[str] = (), use
     make_console().print(f"sweep {record.sweep}: {counts(found)}; starting {len(left)} again", highlight=False, soft_wrap=True)
     if not left:
         return 0
-    command = [sys.executable, *_with_overrides(record.command, [f"hydra.sweeper.only=[{','.join(left)}]", *more])]
+    command = [sys.executable, *_with_overrides(record.command, [only_override(left), *more])]
     return subprocess.run(command, cwd=record.folder, check=False).returncode
 
 
@@ -105,3 +105,9 @@ def _print(console: Console, title: str, jobs: Sequence[JobStatus], everything: 
             console.print(f"  {job.job} {job.state}: {job.reason}{log}", markup=False, highlight=False, soft_wrap=True)
     if len(rows) > len(shown):
         console.print(f"  and {len(rows) - len(shown)} more; --all shows them", markup=False, highlight=False)
+
+
+def only_override(jobs: Iterable[str]) -> str:
+    """Return the override that limits a sweep to these jobs; quoted, because Hydra takes a name such as 12e4 for a number."""
+    names = ",".join(f"'{job}'" for job in jobs)
+    return f"hydra.sweeper.only=[{names}]"

@@ -40,7 +40,7 @@ class TrajectorySweeper(Sweeper):  # type: ignore[misc]  # hydra has no types
         self._max_cells = max_cells_per_job
         self._plan_only = plan_only
         self._skip_done = skip_done
-        self._only = None if only is None else frozenset(only)
+        self._only = None if only is None else frozenset(map(str, only))
         self._config: DictConfig
         self._context: HydraContext
         self._launcher: Launcher

@@ -12,7 +12,8 @@ from tests.cluster.slurm import Slurm, why_not
 from tests.sweep.commands import Program
 
 EDITS = 8
-LADDER = (f"num_edits=[1,{EDITS}]", "method.num_steps=200")  # slow enough to be hit in the middle
+# Slow enough to be hit in the middle: many steps over the published number of prefixes.
+LADDER = (f"num_edits=[1,{EDITS}]", "method.num_steps=200", "method.prefix_lengths=[[5,10],[10,10]]")
 
 
 @pytest.fixture(scope="session")

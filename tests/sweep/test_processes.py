@@ -16,7 +16,8 @@ from tests.sweep.commands import Program
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("test_processes")]  # they share what a fixture makes
 
 EDITS = 8
-GRID = ("seed=0,1", f"num_edits=[1,{EDITS}]", "method.num_steps=60")  # slow enough to be hit in the middle
+# Slow enough to be hit in the middle: many steps over the published number of prefixes.
+GRID = ("seed=0,1", f"num_edits=[1,{EDITS}]", "method.num_steps=60", "method.prefix_lengths=[[5,10],[10,10]]")
 PROCESSES = ("hydra/launcher=processes", "hydra.launcher.array_parallelism=2")
 
 

@@ -9,7 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from editeval.sweep.show import only_override
 from tests.sweep.commands import Program
 
 GRID = ("method=rome,none", "num_edits=1,3")
@@ -132,3 +134,9 @@ def test_a_grid_that_cannot_work_is_refused_before_anything_is_launched(
     assert expected in output
     assert "Traceback" not in output
     assert not program.runs.exists()
+
+
+def test_a_job_whose_name_looks_like_a_number_is_retried_by_its_name() -> None:
+    names = ["123456789012", "1234e5678901", "a0b1c2d3e4f5"]
+    override = OverridesParser.create().parse_override(only_override(names))
+    assert override.value() == names
