@@ -161,9 +161,11 @@ class HarnessBenchmark:
         with self._guarded():
             for name, task in self._loaded["tasks"].items():
                 task.build_all_requests(samples=None if self._chosen is None else self._chosen[name], **chat)
-        if self.on_long_context == "error":
+        readable_by = (model.lm.fingerprint, model.lm.description.max_positions)
+        if self.on_long_context == "error" and readable_by not in self._readable_by:
             requests = [request for task in self._loaded["tasks"].values() for request in task.instances]
             check_contexts_fit(model, requests, benchmark=self.name)
+            self._readable_by.add(readable_by)
 
     def evaluate(self, model: EditedModel, context: EvaluationContext) -> Evaluation:
         """Put every item of every task to the model."""
@@ -306,6 +308,11 @@ class HarnessBenchmark:
             task.set_fewshot_seed(seed=self.seed)
             _build_requests_once(task)
         return loaded
+
+    @cached_property
+    def _readable_by(self) -> set[tuple[str, int]]:
+        """The models, and their positions, that were found to have room for every prompt."""
+        return set()
 
     @cached_property
     def _chosen(self) -> dict[str, list[int]] | None:
