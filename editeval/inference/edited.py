@@ -19,7 +19,7 @@ from torch import Tensor
 from editeval.edits.delta import AdapterDelta, Delta, Edit, WeightDelta
 from editeval.inference.adapters import ActivationAdapter, Adapter, ObservableAdapter, PassAdapter, RequestAdapter, Route
 from editeval.inference.encoding import TokenPair, encode_pairs, encode_texts, fit, fitting_prefix, prefix_token, windows
-from editeval.inference.endings import GenerationLimits
+from editeval.inference.endings import NO_EARLY_STOPS, EarlyStops, GenerationLimits
 from editeval.inference.generation import generate_greedy
 from editeval.inference.plan import ScoringPlan, plan_for
 from editeval.inference.recall import BaseAnswers, Recorder, Remembered
@@ -208,9 +208,15 @@ class EditedModel:
         return self._answers(("text", tuple(texts), special_tokens), texts, ask, behind=None)
 
     def generate(
-        self, contexts: Sequence[str], *, max_new_tokens: int, stop: Sequence[str] = (), special_tokens: bool | None = None
+        self,
+        contexts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        special_tokens: bool | None = None,
+        early: EarlyStops = NO_EARLY_STOPS,
     ) -> list[str]:
-        """Continue each context greedily until end of sequence, a stop string (cut off) or `max_new_tokens`.
+        """Continue each context greedily until end of sequence, a stop string (cut off), `max_new_tokens` or an early stop.
 
         Returns the new text without special tokens. A context that is too long loses tokens on the left, so that `max_new_tokens` fit.
 
@@ -224,9 +230,9 @@ class EditedModel:
 
         def ask(model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str], adapter: PassAdapter | None) -> list[str]:
             asked = [prefix + contexts[number] for number, prefix in zip(numbers, prefixes, strict=True)]
-            return model._generate(asked, max_new_tokens, stop, special_tokens, adapter)
+            return model._generate(asked, max_new_tokens, stop, special_tokens, adapter, early)
 
-        call = ("generate", tuple(contexts), max_new_tokens, tuple(stop), special_tokens)
+        call = ("generate", tuple(contexts), max_new_tokens, tuple(stop), special_tokens, early)
         return self._answers(call, contexts, ask, behind=max_new_tokens)
 
     def _answers(self, call: Hashable, requests: Sequence[str], ask: Ask[Answer], *, behind: int | None) -> list[Answer]:
@@ -324,8 +330,10 @@ class EditedModel:
         stop: Sequence[str],
         special_tokens: bool | None,
         adapter: PassAdapter | None,
+        early: EarlyStops,
     ) -> list[str]:
-        limits = GenerationLimits(max_new_tokens=max_new_tokens, stop=tuple(stop), max_length=self.lm.description.max_positions)
+        most = self.lm.description.max_positions
+        limits = GenerationLimits(max_new_tokens=max_new_tokens, stop=tuple(stop), max_length=most, early=early)
         filled = [tuple(ids) or (prefix_token(self.lm.tokenizer),) for ids in self._tokens(contexts, special_tokens)]
         return self._within_memory(lambda plan: generate_greedy(self.lm.module, self.lm.tokenizer, filled, limits, plan, adapter=adapter))
 
