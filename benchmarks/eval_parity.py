@@ -3,12 +3,15 @@
     python benchmarks/eval_parity.py --data DIR                              # 40 items of each
     python benchmarks/eval_parity.py --data DIR --tasks mmlu bbh --items 10
     python benchmarks/eval_parity.py --data DIR --max-new-tokens 64          # shorter texts on both sides, for a quick look
+    python benchmarks/eval_parity.py --data DIR --tasks toxigen triviaqa commonsense_qa --items 4 --edits rome grace serac ike
 
 DIR is laid out as for `paths.data`. MMLU and BBH stand for their subjects and tasks by three each. Everything goes through the harness:
 requests, answers, metrics. What must be equal: every metric of every item, every text, every greedy flag; and every log-likelihood within
 `ABSOLUTE` or, of long texts, `RELATIVE`: a float32 carries 6e-8 of a number, a sum over n tokens some sqrt(n) of that, and the last layer's
 logits another few, so that two right kernels differ by about 1e-6 of a sum of hundreds of nats.
 Where a difference is beyond `ABSOLUTE`, the model in float64 says which side is nearer to the truth.
+With `--edits`, all of that is asked of a model after edits by each of these methods, and so are prompts about the edited facts; how HFLM
+sees an edit is in `under_edits.py`, apart from our adapters. How many requests an edit acted on is printed (of weights: all).
 Prints a table, and one JSON line at the end; ends with status 1 on a mismatch.
 """
 
@@ -27,12 +30,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 import torch
 
-from benchmarks.beside_harness import Work, benchmark_of, harness_engine, our_engine, requests_of
+from benchmarks.beside_harness import Work, answers, benchmark_of, our_engine, requests_of
+from benchmarks.memory_methods import assembled
 from benchmarks.speed_setup import smollm2
+from benchmarks.under_edits import Edited, edited, reference_engine, requests_about
 from editeval.inference.edited import EditedModel
 
 ABSOLUTE = 1e-3  # nats
 RELATIVE = 1e-5  # of a log-likelihood
+METHODS = ("rome", "grace", "serac", "ike")
+NUM_EDITS = 5
 
 BBH = "bbh_cot_fewshot_"
 # Three subjects and tasks of different prompts share the items between them.
@@ -57,6 +64,8 @@ class Parity:
     """What was equal between the two engines on one benchmark."""
 
     task: str
+    method: str | None  # what the model was edited with
+    requests_acted_on: int | None  # by an edit that stands beside the weights
     items: int
     metrics_equal: bool
     metrics: Mapping[str, float]
@@ -83,38 +92,83 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--items", type=int, default=40, help="of each benchmark")
     parser.add_argument("--max-new-tokens", type=int, default=None, help="of a text, on both sides; default: as the task says")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--edits", nargs="*", choices=METHODS, default=[], help="compare under edits by these methods")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    model = EditedModel(smollm2())
-    found = []
-    for name in options.tasks:
-        parity = compare(name, model, data=options.data, items=options.items, max_new_tokens=options.max_new_tokens)
-        found.append(parity)
-        print(
-            f"{name}: {'same' if parity.same else 'DIFFERENT'}; {parity.items} items, {parity.texts_equal} of {parity.texts} texts equal, "
-            f"{parity.loglikelihoods} log-likelihoods, largest difference {parity.largest_difference:.1e}; {dict(parity.metrics)}",
-            flush=True,
+    found: list[Parity] = []
+    for method in options.edits or [None]:
+        state = (
+            Edited(method=None, model=EditedModel(smollm2()))
+            if method is None
+            else edited(method, assembled(method, options.data, ()), NUM_EDITS)
         )
+        engine = reference_engine(state.model, state.edits)
+        if state.requests:
+            found.append(told(compare_facts(state, engine)))
+        sizes = {"items": options.items, "max_new_tokens": options.max_new_tokens}
+        found.extend(told(compare(name, state, engine, data=options.data, **sizes)) for name in options.tasks)
     same = all(parity.same for parity in found)
     records = [{**asdict(parity), "same": parity.same} for parity in found]
     print(json.dumps({"same": same, "absolute": ABSOLUTE, "relative": RELATIVE, "torch": torch.__version__, "tasks": records}))
     return 0 if same else 1
 
 
-def compare(name: str, model: EditedModel, *, data: Path, items: int, max_new_tokens: int | None) -> Parity:
-    """Evaluate one benchmark with each engine."""
+def told(parity: Parity) -> Parity:
+    """Print a line about it, and return it."""
+    acted = "" if parity.requests_acted_on is None else f" ({parity.requests_acted_on} requests acted on)"
+    print(
+        f"{parity.method or 'unedited'}, {parity.task}: {'same' if parity.same else 'DIFFERENT'}; {parity.items} items{acted}, "
+        f"{parity.texts_equal} of {parity.texts} texts equal, {parity.loglikelihoods} log-likelihoods, "
+        f"largest difference {parity.largest_difference:.1e}; {dict(parity.metrics)}",
+        flush=True,
+    )
+    return parity
+
+
+def compare(name: str, state: Edited, engine: Any, *, data: Path, items: int, max_new_tokens: int | None) -> Parity:
+    """Evaluate one benchmark with our engine, and with the harness's own."""
     work, parts = WORKS[name]
     changes = {**work.changes, "limit": -(-items // parts)}
     if max_new_tokens is not None:
         changes["max_new_tokens"] = max_new_tokens
-    ours = _evaluated(Work(benchmark=work.benchmark, changes=changes), model, our_engine(model), data=data)
-    theirs = _evaluated(Work(benchmark=work.benchmark, changes=changes), model, harness_engine(model, batch_size=1), data=data)
+    work = Work(benchmark=work.benchmark, changes=changes)
+    ours = _evaluated(work, state.model, our_engine(state.model), data=data)
+    before = _acted(engine)
+    return _parity(name, state, ours, _evaluated(work, state.model, engine, data=data), acted=_acted(engine) - before)
+
+
+def compare_facts(state: Edited, engine: Any) -> Parity:
+    """Ask about the edited facts with our engine, and with the harness's own."""
+    requests = requests_about(state.requests)
+    sides = []
+    for side in (our_engine(state.model), engine):
+        given = answers(side, requests)
+        sides.append(
+            Evaluated(
+                items=sum(map(len, requests.values())),
+                asked=[request.args for request in requests["loglikelihood"]],
+                loglikelihoods=given["loglikelihood"],
+                texts=given["generate_until"],
+                metrics={},
+            )
+        )
+    return _parity("facts", state, *sides, acted=_acted(engine))
+
+
+def _acted(engine: Any) -> int:
+    return int(getattr(engine, "acted", 0))
+
+
+def _parity(task: str, state: Edited, ours: Evaluated, theirs: Evaluated, *, acted: int) -> Parity:
     pairs = list(zip(ours.loglikelihoods, theirs.loglikelihoods, strict=True))
     differences = [abs(mine[0] - other[0]) for mine, other in pairs]
     far = [place for place, difference in enumerate(differences) if difference > ABSOLUTE]
     beyond = [place for place in far if differences[place] > RELATIVE * abs(pairs[place][1][0])]
+    beside = state.model.adapter is not None
     return Parity(
-        task=name,
+        task=task,
+        method=state.method,
+        requests_acted_on=acted if beside else None,
         items=ours.items,
         metrics_equal=ours.metrics == theirs.metrics if not pairs else _near(ours.metrics, theirs.metrics),
         metrics=ours.metrics,
@@ -122,7 +176,8 @@ def compare(name: str, model: EditedModel, *, data: Path, items: int, max_new_to
         largest_difference=max(differences, default=0.0),
         beyond_absolute=len(far),
         beyond_tolerance=len(beyond),
-        nearer_to_float64=_nearer(model, [ours.asked[place] for place in far], [pairs[place] for place in far]),
+        # What stands beside the weights is not in the module, so that the module in float64 is no judge of it.
+        nearer_to_float64={} if beside else _nearer(state.model, [ours.asked[place] for place in far], [pairs[place] for place in far]),
         greedy_flags_equal=all(mine[1] == other[1] for mine, other in pairs),
         texts=len(ours.texts),
         texts_equal=sum(mine == other for mine, other in zip(ours.texts, theirs.texts, strict=True)),

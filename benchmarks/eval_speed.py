@@ -3,10 +3,14 @@
     python benchmarks/eval_speed.py --data DIR                      # all; about 15 minutes of one core
     python benchmarks/eval_speed.py --data DIR --tasks mmlu bbh     # some of them
     python benchmarks/eval_speed.py --data DIR --batch-sizes 8 --max-new-tokens 48    # HFLM at one size, shorter texts: a quick look
+    python benchmarks/eval_speed.py --data DIR --early-stops        # not HFLM: our engine with and without the stops of written answers
 
 DIR is laid out as for `paths.data`. HFLM runs at batch size 1 and 8 and its better time counts. One thread, unless --threads says
-otherwise. Last, the host's share (prompts, tokens, packing) of a first and a second rung of MMLU's 57 subjects, with a model of no size.
-Prints a table, and one JSON line at the end; ends with status 1 when answers differ.
+otherwise. Last, the host's share (prompts, tokens, packing, metrics) of a first and a second rung of MMLU's 57 subjects: CPU seconds
+outside of the passes of a tiny model.
+`--early-stops` asks 16 questions of GSM8K and 16 of BBH of the model as it is, and of one that is broken (noise on one matrix), and counts
+decoded tokens, CPU seconds, and items whose metrics stayed. Prints a table, and one JSON line at the end; ends with status 1 when answers
+differ.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +31,8 @@ import torch
 
 from benchmarks.beside_harness import Work, answers, benchmark_of, harness_engine, our_engine, requests_of
 from benchmarks.speed_setup import smollm2
+from editeval.benchmarks.lm_harness import HarnessBenchmark
+from editeval.edits.delta import DenseDelta, Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EvaluationContext
@@ -41,6 +47,8 @@ WORKS: Mapping[str, Work] = {
     "gsm8k": Work(benchmark="gsm8k", changes={"limit": 16, "max_new_tokens": 128}),
     "triviaqa": Work(benchmark="triviaqa", changes={"limit": 48}),
 }
+LOOP_REPEATS = 4
+ANSWER_PATTERNS = {"gsm8k": r"The answer is -?[0-9.,]+[^0-9.,]", "bbh": r"the answer is .+\n"}  # as in conf/benchmark
 TOLERANCE = 1e-3  # nats; see `eval_parity.py`
 TARGETS = {"mmlu": 6.0, "truthfulqa": 12.0, "toxigen": 2.5, "bbh": 4.0, "gsm8k": 2.0, "triviaqa": 2.0}
 
@@ -71,12 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=None, help="items of each task")
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[1, 8], help="of HFLM; answers are compared with those of the first")
     parser.add_argument("--max-new-tokens", type=int, default=None, help="of a written answer, on both sides")
+    parser.add_argument("--early-stops", action="store_true", help="compare the stops of written answers instead")
     parser.add_argument("--no-host", action="store_true", help="leave the host's share of MMLU out")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     model = EditedModel(smollm2())
     model.score(["a"], [" b"])  # the plan's trial is made once a run
+    if options.early_stops:
+        print(json.dumps(early_stops(model, data=options.data, limit=options.limit or 16, max_new_tokens=options.max_new_tokens or 128)))
+        return 0
     timings = []
     for name in options.tasks:
         changes = {"limit": options.limit, "max_new_tokens": options.max_new_tokens}
@@ -124,8 +136,69 @@ def compare(name: str, work: Work, model: EditedModel, *, data: Path, sizes: Seq
     )
 
 
+class PassClock:
+    """CPU seconds within a module, as a pair of hooks."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def start(self, *_: Any) -> None:
+        """Before a pass."""
+        self._started = time.process_time()
+
+    def stop(self, *_: Any) -> None:
+        """After it."""
+        self.seconds += time.process_time() - self._started
+
+
+def early_stops(model: EditedModel, *, data: Path, limit: int, max_new_tokens: int) -> list[dict[str, Any]]:
+    """Measure what the stops of written answers save, and how many items' metrics stay."""
+    found = []
+    for state in ("as it is", "broken"):
+        if state == "broken":
+            parameter = model.lm.sites.mlp_out.format(3) + ".weight"
+            noise = torch.randn(model.base_weight(parameter).shape, generator=torch.Generator().manual_seed(0))
+            model.apply(Edit(deltas=(DenseDelta(parameter=parameter, value=noise),)))
+        for name, pattern in ANSWER_PATTERNS.items():
+            work = changed(WORKS[name], {"limit": limit, "max_new_tokens": max_new_tokens})
+            before: list[Mapping[str, Any]] = []
+            for stops in ("off", "on"):
+                benchmark = benchmark_of(work, data=data)
+                if stops == "on":
+                    benchmark = replace(benchmark, loop_repeats=LOOP_REPEATS, answer_pattern=pattern)
+                row, given = _with_stops(model, benchmark)
+                before = before or given
+                kept = {
+                    key: sum(one[key] == other[key] for one, other in zip(before, given, strict=True)) for key in ("metrics", "degenerate")
+                }
+                found.append({"model": state, "task": name, "stops": stops, **row, "answers": len(given), "kept": kept})
+                print(found[-1], flush=True)
+    return found
+
+
+def _with_stops(model: EditedModel, benchmark: HarnessBenchmark) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:
+    """Return what an evaluation cost, and the record of every item under every filter."""
+    decoded = 0
+
+    def count(_module: torch.nn.Module, _arguments: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+        nonlocal decoded
+        rows, width = options["input_ids"].shape
+        decoded += rows if width == 1 else 0
+
+    handle = model.lm.module.register_forward_pre_hook(count, with_kwargs=True)
+    with tempfile.TemporaryDirectory() as folder:
+        context = EvaluationContext(num_edits=0, edited=(), planned=(), seed=0, cache=Cache(Path(folder)))
+        benchmark.check_model(model)  # renders the prompts
+        start = time.process_time()
+        samples = benchmark.evaluate(model, context).samples
+        seconds = time.process_time() - start
+    handle.remove()
+    return {"decoded_tokens": decoded, "seconds": round(seconds, 1)}, list(samples)
+
+
 def host_seconds(data: Path) -> dict[str, float]:
-    """Return the CPU seconds of a first and a second rung of all of MMLU with a model of one narrow layer."""
+    """Return the CPU seconds of a first and a second rung of all of MMLU, the passes of a model of one narrow layer left out."""
     from editeval.models.tiny import TinyModel
 
     benchmark = benchmark_of(Work(benchmark="mmlu", changes={}), data=data)
@@ -134,13 +207,17 @@ def host_seconds(data: Path) -> dict[str, float]:
             name="tiny", architecture="llama", cache_dir=folder, num_layers=1, hidden_size=8, num_heads=2, max_positions=8192, device="cpu"
         )
         model = EditedModel(source.load())
+        model.score(["a"], [" b"])
+        clock = PassClock()
+        model.lm.module.register_forward_pre_hook(clock.start)
+        model.lm.module.register_forward_hook(clock.stop)
         context = EvaluationContext(num_edits=0, edited=(), planned=(), seed=0, cache=Cache(Path(folder)))
         seconds = {}
         for rung in ("first", "second"):
-            start = time.process_time()
+            clock.seconds, start = 0.0, time.process_time()
             benchmark.evaluate(model, context)
-            seconds[rung] = time.process_time() - start
-            print(f"  host, MMLU, {rung} rung: {seconds[rung]:.1f} s with the tiny model", flush=True)
+            seconds[rung] = time.process_time() - start - clock.seconds
+            print(f"  host, MMLU, {rung} rung: {seconds[rung]:.2f} s, and {clock.seconds:.1f} s of the tiny model's passes", flush=True)
     return seconds
 
 

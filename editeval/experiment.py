@@ -236,7 +236,7 @@ def build(node: DictConfig, where: str, kind: type[Kind]) -> Kind:
         made = instantiate(node, _convert_="all")
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
-        raise ConfigError(f"{where}: {cause}") from error
+        raise ConfigError(str(cause) if str(cause).startswith(where) else f"{where}: {cause}") from error
     if not isinstance(made, kind):
         raise ConfigError(f"{where}._target_={node._target_} is not a {kind.__name__}; see editeval/interfaces.py for what it must do")
     return made

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
+from editeval.benchmarks.quick import QuickBenchmark
 from editeval.edits.delta_files import load_deltas
 from editeval.experiment import RunResult, run
 from editeval.files import read_jsonl
-from editeval.interfaces import Callback, RunState
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import Callback, EvaluationContext, RunState
 from editeval.revisit import export, load_edited, load_exported, verify
-from editeval.types import EditevalError, EditRequest
+from editeval.types import EditevalError, EditRequest, Evaluation
 
 METHODS = ("grace", "ike", "serac", "wise")
 PROMPTS = ["The capital of France is", "The mother tongue of Danielle Darrieux is", "Yes"]
@@ -69,6 +71,26 @@ def test_a_killed_run_replays_its_adapter_and_ends_like_an_unbroken_one(configur
     again = load_exported(folder)
     assert again.generate(PROMPTS, max_new_tokens=5) == model.generate(PROMPTS, max_new_tokens=5)
     assert again.score(PROMPTS, [" Rome"] * 3) == model.score(PROMPTS, [" Rome"] * 3)
+
+
+def test_edits_that_change_nothing_have_the_unedited_models_scores_without_asking_again(
+    compose_config: Callable[..., DictConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    measure = QuickBenchmark.evaluate
+
+    def counted(benchmark: QuickBenchmark, model: EditedModel, context: EvaluationContext) -> Evaluation:
+        asked.append(context.num_edits)
+        return measure(benchmark, model, context)
+
+    monkeypatch.setattr(QuickBenchmark, "evaluate", counted)
+    fixed = ("debug=tiny", "num_edits=[1,3]", "callback=silent", "logger=[]", "benchmark=[quick]", f"paths.runs={tmp_path}")
+    control = run(compose_config(*fixed, "method=none", f"paths.cache={tmp_path}"))
+    assert asked == [0]
+    values = {rung: [score.value for score in control.scores if score.num_edits == rung] for rung in (0, 1, 3)}
+    assert values[0] == values[1] == values[3] != []
+    run(compose_config(*fixed, "method=grace", f"paths.cache={tmp_path}"))
+    assert asked == [0, 1, 3]  # a codebook that holds something may act
 
 
 def test_a_folder_that_is_no_export_is_refused(tmp_path: Path) -> None:

@@ -29,7 +29,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -40,9 +39,9 @@ from editeval.interfaces import EvaluationContext
 from editeval.types import ConfigError, EditRequest, Evaluation, Measurement, content_key, seed_for
 
 TASK = "facts"
-VERSION = "3"  # raised whenever the same model and facts would give other numbers
+VERSION = "4"  # raised whenever the same model and facts would give other numbers
 STOP = ("\n",)
-FACTS_PER_CALL = 64  # bounds memory and paces the progress display; results do not depend on it
+FACTS_PER_CALL = 64  # bounds memory and paces the progress display; in float32 results do not depend on it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +86,7 @@ class EditQuality:
         samples: list[dict[str, Any]] = []
         chunks = [facts[start : start + FACTS_PER_CALL] for start in range(0, len(facts), FACTS_PER_CALL)]
         for chunk in context.progress.track(chunks, description="edit quality", total=len(chunks)):
-            base = self._base_answers(model, context, [request for _, request in chunk])
+            base = self._base_answers(model, context, chunk)
             questions = [question for position, request in chunk for question in questions_about(position, request, subjects, base)]
             # Before the first edit the model is the unedited one: what it wrote a moment ago it would write again.
             written = {prompt: answer.text for prompt, answer in base.items()} if model.num_applied == 0 else {}
@@ -117,36 +116,34 @@ class EditQuality:
         texts = model.generate(distinct, max_new_tokens=self.max_new_tokens, stop=STOP) if distinct else []
         return dict(zip(distinct, texts, strict=True))
 
-    def _base_answers(self, model: EditedModel, context: EvaluationContext, requests: Sequence[EditRequest]) -> dict[str, BaseAnswer]:
-        """Return the unedited model's own answer to every neighbourhood prompt, computed once per model and fact."""
+    def _base_answers(
+        self, model: EditedModel, context: EvaluationContext, facts: Sequence[tuple[int, EditRequest]]
+    ) -> Mapping[str, BaseAnswer]:
+        """Return the unedited model's own answer to every neighbourhood prompt, computed once per model and these facts.
 
-        def key_of(request: EditRequest) -> str:
-            prompts = [probe.prompt for probe in request.neighborhood_prompts]
-            return content_key({"model": model.lm.fingerprint, "prompts": prompts, "version": 1, **self._answers()})
+        It is asked everything that the edited model is asked, in the same calls: in half precision the rounding of a pass depends on
+        what else is in it, and a text may turn on that.
+        """
+        if not any(request.neighborhood_prompts for _, request in facts):
+            return {}
+        blank = [question for position, request in facts for question in questions_about(position, request, (), _Blank())]
 
-        keys = {request.request_id: key_of(request) for request in requests if request.neighborhood_prompts}
-        missing = [
-            probe.prompt
-            for request in requests
-            for probe in request.neighborhood_prompts
-            if not context.cache.path("base-answers", keys[request.request_id], ".json").exists()
-        ]
-        computed: dict[str, dict[str, Any]] = {}
-        if missing:
+        def compute() -> dict[str, Any]:
             with model.unedited():
-                texts = self._generate(model, missing)
-                scored = _score(model, [(prompt, joined(prompt, text)) for prompt, text in texts.items() if text.strip()])
-            for prompt, text in texts.items():
-                is_greedy = scored[prompt, joined(prompt, text)].token_is_greedy if text.strip() else ()
-                computed[prompt] = {"text": text, "is_greedy": list(is_greedy)}
-        answers: dict[str, BaseAnswer] = {}
-        for request in requests:
-            if request.neighborhood_prompts:
-                of_fact = partial(_only, computed, [probe.prompt for probe in request.neighborhood_prompts])
-                stored = context.cache.json("base-answers", keys[request.request_id], of_fact)
-                for prompt, entry in stored.items():
-                    answers[prompt] = BaseAnswer(text=entry["text"], is_greedy=tuple(entry["is_greedy"]))
-        return answers
+                texts = self._generate(model, (question.prompt for question in blank))
+                own = {prompt: BaseAnswer(text=text, is_greedy=()) for prompt, text in texts.items()}
+                questions = [question for position, request in facts for question in questions_about(position, request, (), own)]
+                scored = _score(model, [pair for question in questions for pair in question.pairs()])
+            answers = {question.prompt: texts[question.prompt] for question in questions if question.base is not None}
+            return {
+                prompt: {"text": text, "is_greedy": list(scored[prompt, joined(prompt, text)].token_is_greedy) if text.strip() else []}
+                for prompt, text in answers.items()
+            }
+
+        asked = [[question.prompt, question.expected, question.rival] for question in blank]
+        key = content_key({"model": model.lm.fingerprint, "asked": asked, "version": 2, **self._answers()})
+        stored = context.cache.json("base-answers", key, compute)
+        return {prompt: BaseAnswer(text=entry["text"], is_greedy=tuple(entry["is_greedy"])) for prompt, entry in stored.items()}
 
     def _ask(self, model: EditedModel, questions: Sequence[Question], written: Mapping[str, str]) -> list[Outcome]:
         """Put all questions to the model as it is now, in one call to score and one to generate what is not `written` yet."""
@@ -164,8 +161,11 @@ def _score(model: EditedModel, pairs: Iterable[tuple[str, str]]) -> dict[tuple[s
     return dict(zip(distinct, scores, strict=True))
 
 
-def _only(entries: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: entries[name] for name in names}
+class _Blank(dict[str, BaseAnswer]):
+    """Answers that are not known yet."""
+
+    def __missing__(self, prompt: str) -> BaseAnswer:
+        return BaseAnswer(text="", is_greedy=())
 
 
 # -- records and numbers ---------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Question:
         yield self.prompt, joined(self.prompt, self.expected)
         if self.rival is not None:
             yield self.prompt, joined(self.prompt, self.rival)
-        if self.base is not None and self.base.is_greedy:
+        if self.base is not None and self.base.text.strip():
             yield self.prompt, joined(self.prompt, self.base.text)
 
 

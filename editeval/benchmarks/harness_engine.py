@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from editeval.inference.edited import EditedModel
+from editeval.inference.endings import NO_EARLY_STOPS, EarlyStops
 from editeval.types import ConfigError, Progress
 
 DEFAULT_MAX_NEW_TOKENS = 256  # what the harness's own Hugging Face engine allows a task that sets no bound
@@ -15,11 +16,12 @@ REQUESTS_PER_CALL = 1024  # paces the progress display; fixed, so that batches a
 class HarnessRequests:
     """Answers requests (`lm_eval.api.instance.Instance`) by the conventions of the harness's Hugging Face engine, `HFLM`."""
 
-    def __init__(self, model: EditedModel, *, progress: Progress, description: str) -> None:
+    def __init__(self, model: EditedModel, *, progress: Progress, description: str, early: EarlyStops = NO_EARLY_STOPS) -> None:
         super().__init__()
         self._model = model
         self._progress = progress
         self._description = description
+        self._early = early
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Return (natural log-probability, whether greedy decoding writes it) of each (context, continuation)."""
@@ -37,7 +39,7 @@ class HarnessRequests:
         return answers
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Continue each context greedily until one of its stop strings."""
+        """Continue each context greedily until one of its stop strings, or an early stop of the benchmark."""
         texts: dict[int, str] = {}
         groups: dict[tuple[int, tuple[str, ...]], list[int]] = {}
         for index, request in enumerate(requests):
@@ -45,7 +47,7 @@ class HarnessRequests:
         for (max_new_tokens, stop), indices in groups.items():
             for chunk in self._chunks(indices, REQUESTS_PER_CALL):
                 contexts = [requests[index].args[0] for index in chunk]
-                generated = self._model.generate(contexts, max_new_tokens=max_new_tokens, stop=stop)
+                generated = self._model.generate(contexts, max_new_tokens=max_new_tokens, stop=stop, early=self._early)
                 texts.update(zip(chunk, generated, strict=True))
         return [texts[index] for index in range(len(requests))]
 

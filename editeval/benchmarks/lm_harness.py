@@ -30,6 +30,7 @@ from editeval.benchmarks.local_data import files_hash
 from editeval.benchmarks.subset import stratified_subset
 from editeval.files import write_jsonl
 from editeval.inference.edited import EditedModel
+from editeval.inference.endings import NO_EARLY_STOPS, EarlyStops
 from editeval.interfaces import EvaluationContext
 from editeval.models.prompt_format import CHAT, RAW, chat_text, check_format, check_template
 from editeval.types import ConfigError, DatasetError, Evaluation, Progress, SilentProgress
@@ -50,6 +51,10 @@ class HarnessBenchmark:
     `report_subtasks` adds those of its sub-groups and tasks. `chance` is what guessing scores on an item: a number, or a Jinja template
     over its row; where the choices themselves tell (None), nothing need be said. `max_new_tokens` replaces the task's own bound.
     `prompt_format` other than `chat` leaves prompts as the task writes them: they are questions already.
+
+    `loop_repeats` and `answer_pattern` (see `EarlyStops`) end a written answer before its bound, so that a collapsed model costs less.
+    Off, texts are those of lm-eval's own engine. On, the scored fields stay in practice, but greedy decoding could in principle leave a
+    loop, and what another filter of the task reads behind the answer is cut off; `degenerate_rate` looks at the text as it was ended.
     """
 
     name: str
@@ -65,6 +70,8 @@ class HarnessBenchmark:
     seed: int
     chance: float | str | None = None
     max_new_tokens: int | None = None
+    loop_repeats: int | None = None
+    answer_pattern: str | None = None
     prompt_format: str = RAW
     on_long_context: str = "error"
     task_changes: Mapping[str, Any] = field(default_factory=dict)
@@ -72,6 +79,10 @@ class HarnessBenchmark:
 
     def __post_init__(self) -> None:
         check_format(self.prompt_format)
+        try:
+            _ = self._early
+        except ConfigError as error:
+            raise ConfigError(f"benchmark.{self.name}.{error}") from error
         if not self.task:
             raise ConfigError(f"benchmark {self.name} names no task; set benchmark.{self.name}.task")
         if self.on_long_context not in ON_LONG_CONTEXT:
@@ -93,6 +104,7 @@ class HarnessBenchmark:
 
     def settings(self) -> Mapping[str, Any]:
         """Return what the numbers depend on beside the model; needs no lm-eval import unless `data_folder` is left open."""
+        early = {"loop_repeats": self.loop_repeats, "answer_pattern": self.answer_pattern}
         return {
             "benchmark": "lm-eval",
             "version": VERSION,
@@ -111,6 +123,8 @@ class HarnessBenchmark:
             "on_long_context": self.on_long_context,
             "report_subtasks": self.report_subtasks,
             "seed": self.seed,
+            # Only where they are on: what was measured without them keeps its key.
+            **{name: value for name, value in early.items() if value is not None},
         }
 
     def check(self) -> None:
@@ -161,9 +175,11 @@ class HarnessBenchmark:
         with self._guarded():
             for name, task in self._loaded["tasks"].items():
                 task.build_all_requests(samples=None if self._chosen is None else self._chosen[name], **chat)
-        if self.on_long_context == "error":
+        readable_by = (model.lm.fingerprint, model.lm.description.max_positions)
+        if self.on_long_context == "error" and readable_by not in self._readable_by:
             requests = [request for task in self._loaded["tasks"].values() for request in task.instances]
             check_contexts_fit(model, requests, benchmark=self.name)
+            self._readable_by.add(readable_by)
 
     def evaluate(self, model: EditedModel, context: EvaluationContext) -> Evaluation:
         """Put every item of every task to the model."""
@@ -171,7 +187,7 @@ class HarnessBenchmark:
 
         self.check_model(model)
         loaded, chosen = self._loaded, self._chosen
-        engine = harness_model(model, progress=context.progress, description=self.name)
+        engine = harness_model(model, progress=context.progress, description=self.name, early=self._early)
         with self._guarded():
             results = evaluate(lm=engine, task_dict=loaded, samples=chosen, bootstrap_iters=1000)
             # Within the guard: even asking a task for its name draws from the global generator.
@@ -181,6 +197,10 @@ class HarnessBenchmark:
                 measurements=tuple(measurements(results, loaded, names, reading)),
                 samples=tuple(item_records(results, loaded, reading)),
             )
+
+    @property
+    def _early(self) -> EarlyStops:
+        return EarlyStops(loop_repeats=self.loop_repeats, answer_pattern=self.answer_pattern)
 
     def _reading(self, model: EditedModel) -> Reading:
         tokenizer = model.lm.tokenizer
@@ -308,6 +328,11 @@ class HarnessBenchmark:
         return loaded
 
     @cached_property
+    def _readable_by(self) -> set[tuple[str, int]]:
+        """The models, and their positions, that were found to have room for every prompt."""
+        return set()
+
+    @cached_property
     def _chosen(self) -> dict[str, list[int]] | None:
         """Task name -> indices of the items to ask; None for all."""
         if self.limit is None:
@@ -326,7 +351,9 @@ class HarnessBenchmark:
         return [name for name in (*groups, *loaded["tasks"]) if name not in inner]
 
 
-def harness_model(model: EditedModel, *, progress: Progress | None = None, description: str = "lm-eval") -> Any:
+def harness_model(
+    model: EditedModel, *, progress: Progress | None = None, description: str = "lm-eval", early: EarlyStops = NO_EARLY_STOPS
+) -> Any:
     """Return the model as an `lm_eval.api.model.LM`, for any function of the harness."""
     from lm_eval.api.model import LM
 
@@ -336,7 +363,7 @@ def harness_model(model: EditedModel, *, progress: Progress | None = None, descr
     # The base class is known only here: importing it at the top would load all of lm-eval with this module.
     chat = {"apply_chat_template": staticmethod(apply_chat_template), "tokenizer_name": model.lm.fingerprint}
     engine = type("EditevalLM", (HarnessRequests, LM), chat)
-    return engine(model, progress=progress or SilentProgress(), description=description)
+    return engine(model, progress=progress or SilentProgress(), description=description, early=early)
 
 
 def _stock_tasks() -> Path:

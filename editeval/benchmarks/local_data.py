@@ -32,9 +32,8 @@ class LocalData:
         folder = self.folder / config if config else self.folder
         if not folder.is_dir():
             known = sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) if folder.parent.is_dir() else []
-            listing = (
-                f"{folder.parent} has {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}" if known else "its parent is missing too"
-            )
+            there = f"has {', '.join(known[:8])}{' ...' if len(known) > 8 else ''}" if known else "holds no folder"
+            listing = f"{folder.parent} {there}" if folder.parent.is_dir() else "its parent is missing too"
             raise DatasetError(f"no folder {folder}; {listing}; set paths.data to a folder laid out as <data set>/<config>/<split>{SUFFIX}")
         files = {path.stem: path for path in sorted(folder.glob(f"*{SUFFIX}"))}
         if not files:

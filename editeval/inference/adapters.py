@@ -7,11 +7,12 @@ model is asked. Both act in every benchmark, and neither lets a request's answer
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from editeval.edits.delta import AdapterDelta
@@ -76,13 +77,17 @@ class PromptPath:
     choice: Choice = field(default_factory=Choice)
 
 
-@runtime_checkable
-class ActivationAdapter(Adapter, Protocol):
-    """Changes hidden states at one place of the model, depending on what they are where the prompt ends."""
+class PassAdapter(Protocol):
+    """What the engine asks of an adapter that stands in the model while prompts pass."""
 
     @property
     def every_step(self) -> bool:
         """Whether it acts on newly generated tokens too."""
+        ...
+
+    @property
+    def sharing(self) -> Hashable:
+        """What `query_position` and `shareable` depend on beside their arguments: while it is the same, packed rows may be used again."""
         ...
 
     def query_position(self, *, prompt_tokens: int, tokens: int) -> int:
@@ -95,6 +100,29 @@ class ActivationAdapter(Adapter, Protocol):
 
     def active(self, module: PreTrainedModel, prompts: Sequence[PromptPath]) -> AbstractContextManager[None]:
         """Return a context within which a forward pass over these prompts is that of the edited model."""
+        ...
+
+
+@runtime_checkable
+class ActivationAdapter(Adapter, PassAdapter, Protocol):
+    """Changes hidden states at one place of the model, depending on what they are where the prompt ends."""
+
+
+@runtime_checkable
+class ObservableAdapter(ActivationAdapter, Protocol):
+    """An activation adapter that decides by hidden states that no edit changes: what it saw once tells what it would do later."""
+
+    @property
+    def observable(self) -> bool:
+        """Whether that is so with its settings."""
+        ...
+
+    def observing(self, module: PreTrainedModel, prompts: Sequence[PromptPath], seen: list[Tensor]) -> AbstractContextManager[None]:
+        """Return a context within which a pass over these prompts puts what it decides by, (P, D) on the CPU, into `seen`."""
+        ...
+
+    def reaches(self, seen_PD: Tensor) -> bool:
+        """Return whether it would change anything for any of these."""
         ...
 
 
@@ -120,7 +148,7 @@ class RequestAdapter(Adapter, Protocol):
         ...
 
 
-def share_limit(adapter: ActivationAdapter, queries: Sequence[int]) -> ShareLimit:
+def share_limit(adapter: PassAdapter, queries: Sequence[int]) -> ShareLimit:
     """Return the rule of packing under an adapter that looks at token `queries[i]` of pair i."""
 
     def limit(first: int, second: int, shared: int) -> int:

@@ -9,7 +9,7 @@ Shapes: N entries, Q queries (prompts of a batch), d_in and d_out the site's wid
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +26,7 @@ REPLACE = ("last", "prompt")
 KEY_POSITIONS = ("prompt_end", "stale")
 RADIUS_TOLERANCE = 1e-4  # relative; a key that an entry was stretched to lies on its sphere, where rounding decides without it
 NO_LABEL = -1
+QUERIES_AT_ONCE = 1024  # whose distances to all entries are held at once
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,6 +83,16 @@ class CodebookAdapter:
     def every_step(self) -> bool:
         """Whether new tokens are looked at too: only in the published code's fault."""
         return self._stale
+
+    @property
+    def sharing(self) -> Hashable:
+        """The settings, and where the stale query stands."""
+        return (self._replace, self._last_position) if self._stale else self._replace
+
+    @property
+    def observable(self) -> bool:
+        """Whether queries stay what they are: the site's inputs at the prompts' ends are those of the unedited model."""
+        return not self._stale
 
     def check(self, deltas: Sequence[AdapterDelta]) -> None:
         """Raise what `add` would raise, and change nothing."""
@@ -143,24 +154,43 @@ class CodebookAdapter:
         finally:
             handle.remove()
 
+    @contextmanager
+    def observing(self, module: PreTrainedModel, prompts: Sequence[PromptPath], seen: list[Tensor]) -> Iterator[None]:
+        """Within the context the queries of these prompts (P, d_in) are put into `seen`."""
+
+        def hook(submodule: nn.Module, arguments: tuple[Any, ...]) -> None:  # noqa: ARG001
+            seen.append(_queries(arguments[0], prompts).float().cpu())
+
+        handle = module.get_submodule(self.site).register_forward_pre_hook(hook)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def reaches(self, seen_PD: Tensor) -> bool:
+        """Return whether any of these queries is within the radius of its nearest entry."""
+        return not self.is_empty and any(bool(self._hits(queries_QD)[0].any()) for queries_QD in torch.split(seen_PD, QUERIES_AT_ONCE))
+
     def _hook(self, prompts: Sequence[PromptPath]) -> Any:
         def hook(submodule: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor | None:  # noqa: ARG001
-            inputs: Tensor = arguments[0]
-            rows = torch.tensor([prompt.row for prompt in prompts], device=inputs.device)
-            ends = torch.tensor([prompt.nodes[-1] for prompt in prompts], device=inputs.device)
-            distances_QN = self._distances(inputs[rows, ends])
-            nearest = distances_QN.min(dim=1)
-            _, values_ND, epsilons_N = self._rows(inputs.device)
-            hits = (nearest.values <= epsilons_N[nearest.indices] * (1 + RADIUS_TOLERANCE)).nonzero()[:, 0].tolist()
+            hit_Q, entry_Q = self._hits(_queries(arguments[0], prompts))
+            hits = hit_Q.nonzero()[:, 0].tolist()
             if not hits:
                 return None  # bit for bit the model without a codebook
+            values_ND = self._rows(output.device)[1]
             replaced = output.clone()
             for hit in hits:
                 nodes = prompts[hit].nodes if self._replace == "prompt" else prompts[hit].nodes[-1:]
-                replaced[prompts[hit].row, list(nodes)] = values_ND[nearest.indices[hit]].to(output.dtype)
+                replaced[prompts[hit].row, list(nodes)] = values_ND[entry_Q[hit]].to(output.dtype)
             return replaced
 
         return hook
+
+    def _hits(self, queries_QD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return whether each query is within the radius of its nearest entry (Q), and which entry that is (Q)."""
+        nearest = self._distances(queries_QD).min(dim=1)
+        epsilons_N = self._rows(queries_QD.device)[2]
+        return nearest.values <= epsilons_N[nearest.indices] * (1 + RADIUS_TOLERANCE), nearest.indices
 
     def _distances(self, queries_QD: Tensor) -> Tensor:
         """Return Euclidean distances (Q, N), float64; each depends on its own query and key alone."""
@@ -200,6 +230,13 @@ class CodebookAdapter:
                 raise EditError(f"codebook {name} of {self.site} are {tuple(tensor.shape)}, expected finite numbers of shape {shape}")
         if delta.labels.ndim != 2 or len(delta.labels) != count:
             raise EditError(f"codebook labels of {self.site} are {tuple(delta.labels.shape)}, expected ({count}, length)")
+
+
+def _queries(inputs_BTD: Tensor, prompts: Sequence[PromptPath]) -> Tensor:
+    """Return the site's inputs (Q, d_in) where each prompt ends."""
+    rows = torch.tensor([prompt.row for prompt in prompts], device=inputs_BTD.device)
+    ends = torch.tensor([prompt.nodes[-1] for prompt in prompts], device=inputs_BTD.device)
+    return inputs_BTD[rows, ends]
 
 
 def codebook_delta(site: str, entries: dict[int, CodebookEntry], *, position: int) -> CodebookDelta:

@@ -17,7 +17,7 @@ Shapes: M memories, T tokens, d_in and d_out the site's widths.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +82,11 @@ class SideMemoryAdapter:
     def every_step(self) -> bool:
         """New tokens of an answer go where its prompt went."""
         return True
+
+    @property
+    def sharing(self) -> Hashable:
+        """Nothing: prompts share tokens where they are the same, whatever was edited."""
+        return None
 
     def current(self) -> tuple[int, SideMemory]:
         """Return the memory that takes the next edit, and its number: the last one, or an empty one where that is full."""

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from editeval.edits.delta import AdapterDelta, Delta, Edit, WeightDelta
-from editeval.inference.adapters import ActivationAdapter, Adapter, RequestAdapter, Route
-from editeval.inference.encoding import encode_pairs, encode_texts, fit, fitting_prefix, prefix_token, windows
-from editeval.inference.endings import GenerationLimits
+from editeval.inference.adapters import ActivationAdapter, Adapter, ObservableAdapter, PassAdapter, RequestAdapter, Route
+from editeval.inference.encoding import TokenPair, encode_pairs, encode_texts, fit, fitting_prefix, prefix_token, windows
+from editeval.inference.endings import NO_EARLY_STOPS, EarlyStops, GenerationLimits
 from editeval.inference.generation import generate_greedy
 from editeval.inference.plan import ScoringPlan, plan_for
-from editeval.inference.scoring import ContinuationScore, score_pairs
+from editeval.inference.recall import BaseAnswers, Recorder, Remembered
+from editeval.inference.scoring import ContinuationScore, PackedPairs, pack_pairs, score_packed
 from editeval.inference.weights import EditedWeights
 from editeval.models.model import LanguageModel
 from editeval.types import EditError, EditevalError
@@ -34,6 +36,14 @@ Answer = TypeVar("Answer")
 ANSWER_TOKENS = 64  # room behind a routed context; the same whatever continuation is scored, so that choices are compared after one context
 
 
+class Ask(Protocol[Answer]):
+    """How a model is asked for some of a call's requests (by number), each behind its prefix, with an adapter where prompts end."""
+
+    def __call__(self, model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str], adapter: PassAdapter | None) -> list[Answer]:
+        """Return the answers in order."""
+        ...
+
+
 class EditedModel:
     """Hugging Face model + tokenizer + sites, the edits applied so far, and an exact way back.
 
@@ -42,6 +52,9 @@ class EditedModel:
     adapter of their method, which must be attached first.
 
     `batch_tokens` bounds the tokens of one pass through the model, padding counted. Scores do not depend on it in float32.
+
+    Requests that come again are not tokenised and packed again; nor, where edits stand beside the weights, computed again if no edit
+    reaches any request of their call.
     """
 
     lm: LanguageModel
@@ -57,11 +70,19 @@ class EditedModel:
         self._adapter: Adapter | None = None
         self._hidden = False
         self._plan: ScoringPlan | None = None
+        self._packed: Remembered[PackedPairs] = Remembered(lambda packed: packed.nbytes)
+        self._encoded: Remembered[list[array[int]]] = Remembered(lambda texts: sum(4 * len(ids) + 64 for ids in texts))
+        self._base_answers: Remembered[BaseAnswers] = Remembered(lambda base: base.nbytes)
 
     @property
     def num_applied(self) -> int:
         """Number of edits applied since the last restore."""
         return len(self.auxiliary)
+
+    @property
+    def is_unedited(self) -> bool:
+        """Whether nothing was changed since the last restore: no weight, and nothing that an adapter holds."""
+        return not self._weights.edited and (self._adapter is None or self._adapter.is_empty)
 
     @property
     def edited_parameters(self) -> tuple[str, ...]:
@@ -161,11 +182,14 @@ class EditedModel:
         if len(contexts) != len(continuations):
             raise ValueError(f"{len(contexts)} contexts and {len(continuations)} continuations; one continuation a context")
 
-        def ask(model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str]) -> list[ContinuationScore]:
+        def ask(
+            model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str], adapter: PassAdapter | None
+        ) -> list[ContinuationScore]:
             asked = [prefix + contexts[number] for number, prefix in zip(numbers, prefixes, strict=True)]
-            return model._score(asked, [continuations[number] for number in numbers], special_tokens)
+            return model._score(asked, [continuations[number] for number in numbers], special_tokens, adapter)
 
-        return self._routed(contexts, ask, behind=ANSWER_TOKENS)
+        call = ("score", tuple(contexts), tuple(continuations), special_tokens)
+        return self._answers(call, contexts, ask, behind=ANSWER_TOKENS)
 
     def score_text(self, texts: Sequence[str], *, special_tokens: bool | None = None) -> list[ContinuationScore]:
         """Score every token of each text, in windows of the model's length (a text without tokens has log-probability 0).
@@ -175,15 +199,24 @@ class EditedModel:
         """
         self._check_mode()
 
-        def ask(model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str]) -> list[ContinuationScore]:
+        def ask(
+            model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str], adapter: PassAdapter | None
+        ) -> list[ContinuationScore]:
+            del adapter  # a text of its own has no prompt that ends, so hidden states are left as they are
             return model._score_text([texts[number] for number in numbers], prefixes, special_tokens)
 
-        return self._routed(texts, ask, behind=None)
+        return self._answers(("text", tuple(texts), special_tokens), texts, ask, behind=None)
 
     def generate(
-        self, contexts: Sequence[str], *, max_new_tokens: int, stop: Sequence[str] = (), special_tokens: bool | None = None
+        self,
+        contexts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        stop: Sequence[str] = (),
+        special_tokens: bool | None = None,
+        early: EarlyStops = NO_EARLY_STOPS,
     ) -> list[str]:
-        """Continue each context greedily until end of sequence, a stop string (cut off) or `max_new_tokens`.
+        """Continue each context greedily until end of sequence, a stop string (cut off), `max_new_tokens` or an early stop.
 
         Returns the new text without special tokens. A context that is too long loses tokens on the left, so that `max_new_tokens` fit.
 
@@ -195,35 +228,54 @@ class EditedModel:
         if max_new_tokens < 1 or isinstance(stop, str):
             raise ValueError(f"max_new_tokens is {max_new_tokens} (at least 1), stop is {stop!r} (a list of strings)")
 
-        def ask(model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str]) -> list[str]:
+        def ask(model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str], adapter: PassAdapter | None) -> list[str]:
             asked = [prefix + contexts[number] for number, prefix in zip(numbers, prefixes, strict=True)]
-            return model._generate(asked, max_new_tokens, stop, special_tokens)
+            return model._generate(asked, max_new_tokens, stop, special_tokens, adapter, early)
 
-        return self._routed(contexts, ask, behind=max_new_tokens)
+        call = ("generate", tuple(contexts), max_new_tokens, tuple(stop), special_tokens, early)
+        return self._answers(call, contexts, ask, behind=max_new_tokens)
 
-    def _routed(
-        self,
-        requests: Sequence[str],
-        ask: Callable[[EditedModel, Sequence[int], Sequence[str]], list[Answer]],
-        *,
-        behind: int | None,
-    ) -> list[Answer]:
-        """Ask each model for the requests that go to it (`ask` gets their numbers and prefixes), and return all answers in order.
+    def _answers(self, call: Hashable, requests: Sequence[str], ask: Ask[Answer], *, behind: int | None) -> list[Answer]:
+        """Return the answers to a call (which `call` names), from what the unedited model answered if no edit reaches any request.
 
+        A call is answered as a whole or not at all from there, so that answers do not depend on what was asked before.
         `behind` is how many tokens must fit behind a request; None: the request is a text in windows, half of the first is a prefix's.
         """
-        adapter = self._acting
-        if not isinstance(adapter, RequestAdapter):
-            return ask(self, range(len(requests)), [""] * len(requests))
+        acting = self._acting
+        if isinstance(acting, RequestAdapter):
+            routes = acting.routes(requests)
+            if any(routes):
+                return self._by_routes(routes, requests, ask, behind)
+
+        def whole(adapter: PassAdapter | None) -> list[Answer]:
+            return ask(self, range(len(requests)), [""] * len(requests), adapter)
+
+        recorder = None
+        if isinstance(self._adapter, ObservableAdapter) and self._adapter.observable:
+            recorder = Recorder(self._adapter, acts=acting is not None)
+        weights_differ = bool(self._weights.edited) and not self._hidden
+        if self._adapter is None or weights_differ or (recorder is None and self._activation is not None):
+            return whole(self._activation)
+        known = self._base_answers.get(call)
+        if known is not None and not (recorder is not None and recorder.reached(known.seen)):
+            return list(cast("tuple[Answer, ...]", known.answers))
+        answers = whole(recorder)
+        seen = torch.empty(0, 0) if recorder is None else recorder.seen
+        if recorder is None or not recorder.reached(seen):
+            self._base_answers.put(call, BaseAnswers(answers=tuple(answers), seen=seen))
+        return answers
+
+    def _by_routes(self, routes: Sequence[Route | None], requests: Sequence[str], ask: Ask[Answer], behind: int | None) -> list[Answer]:
+        """Ask each model for the requests that go to it, and return all answers in order."""
         answers: dict[int, Answer] = {}
         groups: dict[int, tuple[EditedModel, list[int], list[str]]] = {}
-        for number, route in enumerate(adapter.routes(requests)):
+        for number, route in enumerate(routes):
             model, prefix = self._answering(route, requests[number], behind)
             _, numbers, prefixes = groups.setdefault(id(model), (model, [], []))
             numbers.append(number)
             prefixes.append(prefix)
         for model, numbers, prefixes in groups.values():
-            answers.update(zip(numbers, ask(model, numbers, prefixes), strict=True))
+            answers.update(zip(numbers, ask(model, numbers, prefixes, None), strict=True))
         return [answers[number] for number in range(len(requests))]
 
     def _answering(self, route: Route | None, request: str, behind: int | None) -> tuple[EditedModel, str]:
@@ -236,34 +288,63 @@ class EditedModel:
         prefix = fitting_prefix(model.lm.tokenizer, route.demonstrations, route.prefix, text, room=room)
         return (model, prefix) if prefix else (self, "")
 
-    def _score(self, contexts: Sequence[str], continuations: Sequence[str], special_tokens: bool | None) -> list[ContinuationScore]:
+    def _score(
+        self, contexts: Sequence[str], continuations: Sequence[str], special_tokens: bool | None, adapter: PassAdapter | None
+    ) -> list[ContinuationScore]:
         max_length = self.lm.description.max_positions
-        pairs = encode_pairs(self.lm.tokenizer, contexts, continuations, special_tokens=special_tokens)
-        fitted = [fit(pair, max_length=max_length) for pair in pairs]
-        return self._within_memory(lambda plan: score_pairs(self.lm.module, fitted, plan, adapter=self._activation))
+
+        def pairs() -> list[TokenPair]:
+            encoded = encode_pairs(self.lm.tokenizer, contexts, continuations, special_tokens=special_tokens)
+            return [fit(pair, max_length=max_length) for pair in encoded]
+
+        return self._score_pairs(("score", tuple(contexts), tuple(continuations), special_tokens), pairs, adapter)
 
     def _score_text(self, texts: Sequence[str], prefixes: Sequence[str], special_tokens: bool | None) -> list[ContinuationScore]:
-        """Score texts behind prefixes (mostly none). A text of its own has no prompt that ends, so hidden states are left as they are."""
-        tokenizer, max_length = self.lm.tokenizer, self.lm.description.max_positions
-        bare = (prefix_token(tokenizer),)
-        pairs_of_text = []
-        for text_ids, prefix_ids in zip(
-            encode_texts(tokenizer, texts, special_tokens=special_tokens),
-            encode_texts(tokenizer, prefixes, special_tokens=special_tokens),
-            strict=True,
-        ):
-            pairs_of_text.append(windows(text_ids, prefix=prefix_ids[-(max_length // 2) :] or bare, max_length=max_length))
+        """Score texts behind prefixes (mostly none)."""
+        max_length = self.lm.description.max_positions
+        bare = (prefix_token(self.lm.tokenizer),)
+        pairs_of_text = [
+            windows(text_ids, prefix=tuple(prefix_ids[-(max_length // 2) :]) or bare, max_length=max_length)
+            for text_ids, prefix_ids in zip(self._tokens(texts, special_tokens), self._tokens(prefixes, special_tokens), strict=True)
+        ]
         every_pair = [pair for pairs in pairs_of_text for pair in pairs]
-        scores = iter(self._within_memory(lambda plan: score_pairs(self.lm.module, every_pair, plan)))
+        scores = iter(self._score_pairs(("text", tuple(texts), tuple(prefixes), special_tokens), lambda: every_pair, None))
         return [_joined([next(scores) for _ in pairs]) for pairs in pairs_of_text]
 
-    def _generate(self, contexts: Sequence[str], max_new_tokens: int, stop: Sequence[str], special_tokens: bool | None) -> list[str]:
-        tokens = encode_texts(self.lm.tokenizer, contexts, special_tokens=special_tokens)
-        limits = GenerationLimits(max_new_tokens=max_new_tokens, stop=tuple(stop), max_length=self.lm.description.max_positions)
-        filled = [ids or (prefix_token(self.lm.tokenizer),) for ids in tokens]
-        return self._within_memory(
-            lambda plan: generate_greedy(self.lm.module, self.lm.tokenizer, filled, limits, plan, adapter=self._activation)
-        )
+    def _score_pairs(
+        self, requests: Hashable, pairs: Callable[[], Sequence[TokenPair]], adapter: PassAdapter | None
+    ) -> list[ContinuationScore]:
+        """Score the pairs of these requests, packed as they were before if they come again."""
+
+        def answer(plan: ScoringPlan) -> list[ContinuationScore]:
+            key = (requests, plan, None if adapter is None else (adapter.sharing,))
+            packed = self._packed.get(key) or self._packed.put(key, pack_pairs(pairs(), plan, adapter=adapter))
+            return score_packed(self.lm.module, packed, adapter=adapter)
+
+        return self._within_memory(answer)
+
+    def _generate(
+        self,
+        contexts: Sequence[str],
+        max_new_tokens: int,
+        stop: Sequence[str],
+        special_tokens: bool | None,
+        adapter: PassAdapter | None,
+        early: EarlyStops,
+    ) -> list[str]:
+        most = self.lm.description.max_positions
+        limits = GenerationLimits(max_new_tokens=max_new_tokens, stop=tuple(stop), max_length=most, early=early)
+        filled = [tuple(ids) or (prefix_token(self.lm.tokenizer),) for ids in self._tokens(contexts, special_tokens)]
+        return self._within_memory(lambda plan: generate_greedy(self.lm.module, self.lm.tokenizer, filled, limits, plan, adapter=adapter))
+
+    def _tokens(self, texts: Sequence[str], special_tokens: bool | None) -> list[array[int]]:
+        """Return the token ids of each text."""
+        key = (tuple(texts), special_tokens)
+        known = self._encoded.get(key)
+        if known is None:
+            encoded = encode_texts(self.lm.tokenizer, texts, special_tokens=special_tokens)
+            known = self._encoded.put(key, [array("i", ids) for ids in encoded])
+        return known
 
     def _within_memory(self, call: Callable[[ScoringPlan], list[Answer]]) -> list[Answer]:
         """Answer by the model's plan; where the device's memory is too small for it, by one with half the tokens, from then on."""

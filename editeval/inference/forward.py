@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from editeval.inference.attention import CHUNK_NODES, KeysAndValues, TreeAttention, attending, layout_of
+from editeval.inference.attention import KeysAndValues, Layout, TreeAttention, attending, layout_of
 from editeval.inference.packing import Row, ancestor_mask
 
 
@@ -21,19 +21,19 @@ def input_device(module: PreTrainedModel) -> torch.device:
     return next(module.get_input_embeddings().parameters()).device
 
 
-def forward(module: PreTrainedModel, rows: Sequence[Row], *, in_pieces: bool, chunk_nodes: int = CHUNK_NODES) -> Tensor:
+def forward(module: PreTrainedModel, rows: Sequence[Row], *, layout: Layout | None) -> Tensor:
     """Return the logits (N, V) at the scored nodes, row by row, nodes ascending.
 
-    `in_pieces` says how trees attend: each row by itself in pieces (see `attention.py`), else all under one dense mask.
+    `layout` says how the one row of trees attends in pieces (see `attention.py`); None: all rows of trees under one dense mask. Chains
+    need neither.
     """
     if not rows[0].branches:
         return _logits(module, rows)
-    if not in_pieces:
+    if layout is None:
         return _logits(module, rows, masked=True)
     (row,) = rows
-    attention = TreeAttention(layout_of(row, chunk_nodes=chunk_nodes), dtype=module.dtype, device=input_device(module))
-    with attending(module, attention):
-        return _logits(module, rows)
+    with attending(module, TreeAttention(layout, dtype=module.dtype, device=input_device(module))):
+        return _logits(module, [row])
 
 
 def read(module: PreTrainedModel, row: Row) -> tuple[Tensor, KeysAndValues]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from editeval.inference.adapters import ActivationAdapter
+from editeval.inference.adapters import PassAdapter
 from editeval.inference.endings import Ending, GenerationLimits, Live
 from editeval.inference.live import decode_live
 from editeval.inference.padded import decode_padded
@@ -23,7 +23,7 @@ def generate_greedy(
     limits: GenerationLimits,
     plan: ScoringPlan,
     *,
-    adapter: ActivationAdapter | None = None,
+    adapter: PassAdapter | None = None,
 ) -> list[str]:
     """Return the continuation of each context: special tokens left out, cut before the first stop string.
 

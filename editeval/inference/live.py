@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from editeval.inference.adapters import ActivationAdapter, PromptPath, share_limit
+from editeval.inference.adapters import PassAdapter, PromptPath, share_limit
 from editeval.inference.attention import KeysAndValues, attend, attending, layer_of, merge, refuse_unknown
 from editeval.inference.encoding import TokenPair
 from editeval.inference.endings import Ending, Live
@@ -55,7 +55,7 @@ def decode_live(
     rows: Sequence[Live],
     ending: Ending,
     plan: ScoringPlan,
-    adapter: ActivationAdapter | None,
+    adapter: PassAdapter | None,
     *,
     max_new_tokens: int,
 ) -> None:
@@ -88,7 +88,7 @@ def groups_of(rows: Sequence[Live], limit: ShareLimit | None) -> list[Group]:
 
 
 def _decode_group(
-    module: PreTrainedModel, group: Group, size: int, ending: Ending, rules: PackingRules, adapter: ActivationAdapter | None
+    module: PreTrainedModel, group: Group, size: int, ending: Ending, rules: PackingRules, adapter: PassAdapter | None
 ) -> None:
     waiting = _reading(module, group.rows, rules, adapter)
     slots = Slots(size=size, shared=group.shared)
@@ -110,7 +110,7 @@ def _decode_group(
                     live[place] = last
 
 
-def _reading(module: PreTrainedModel, rows: Sequence[Live], rules: PackingRules, adapter: ActivationAdapter | None) -> Iterator[Read]:
+def _reading(module: PreTrainedModel, rows: Sequence[Live], rules: PackingRules, adapter: PassAdapter | None) -> Iterator[Read]:
     """Yield the contexts as they are wanted, packed pass by packed pass."""
     # What follows the context is not known, and not read: any token will do.
     pairs = [TokenPair(context=row.context, continuation=(0,)) for row in rows]
@@ -132,7 +132,7 @@ def _reading(module: PreTrainedModel, rows: Sequence[Live], rules: PackingRules,
             yield Read(row=row, kept=kept, nodes=nodes)
 
 
-def _step(module: PreTrainedModel, slots: Slots, live: Sequence[Live], adapter: ActivationAdapter | None) -> list[int]:
+def _step(module: PreTrainedModel, slots: Slots, live: Sequence[Live], adapter: PassAdapter | None) -> list[int]:
     """Return the next token of each live row."""
     device = input_device(module)
     tokens_S = torch.tensor([row.generated[-1] for row in live], device=device)
@@ -245,7 +245,7 @@ def _each(tensors: tuple[Tensor, Tensor], make: Any) -> tuple[Tensor, Tensor]:
     return make(tensors[0]), make(tensors[1])
 
 
-def _limit(adapter: ActivationAdapter | None, rows: Sequence[Live]) -> ShareLimit | None:
+def _limit(adapter: PassAdapter | None, rows: Sequence[Live]) -> ShareLimit | None:
     if adapter is None:
         return None
     sizes = [len(row.context) for row in rows]

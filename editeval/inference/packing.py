@@ -8,6 +8,7 @@ never on the order of the requests.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -45,8 +46,8 @@ class Member:
 class Row:
     """Trees of tokens; grows while rows are packed."""
 
-    tokens: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
+    tokens: array[int] = field(default_factory=lambda: array("i"))
+    depths: array[int] = field(default_factory=lambda: array("i"))
     segments: list[Segment] = field(default_factory=list)
     members: list[Member] = field(default_factory=list)
     scored_nodes: set[int] = field(default_factory=set)
@@ -65,6 +66,12 @@ class Row:
     def scored(self) -> list[int]:
         """The nodes whose predictions are needed, ascending."""
         return sorted(self.scored_nodes)
+
+    @property
+    def nbytes(self) -> int:
+        """About how much memory the row takes."""
+        paths = sum(len(segment.ancestors) for segment in self.segments) + sum(len(member.nodes) for member in self.members)
+        return 8 * len(self.tokens) + 8 * paths + 200 * (len(self.segments) + len(self.members))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +100,8 @@ def pack(pairs: Sequence[TokenPair], rules: PackingRules, *, share_limit: ShareL
     previous: Ids = numpy.empty(0, dtype=">u4")
     path: tuple[int, ...] = ()
     neighbour = 0
-    for index in sorted(range(len(pairs)), key=keys.__getitem__):
+    # Pairs of the same tokens, split elsewhere, fill a row's scored nodes differently: they too have an order.
+    for index in sorted(range(len(pairs)), key=lambda index: (keys[index], len(pairs[index].continuation))):
         ids = inputs[index]
         shared = common_prefix(previous, ids)
         if share_limit is not None:

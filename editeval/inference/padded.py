@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from editeval.inference.adapters import ActivationAdapter, PromptPath
+from editeval.inference.adapters import PassAdapter, PromptPath
 from editeval.inference.endings import Ending, Live
 from editeval.inference.forward import input_device
 from editeval.inference.plan import ScoringPlan
@@ -26,7 +26,7 @@ def decode_padded(
     rows: Sequence[Live],
     ending: Ending,
     plan: ScoringPlan,
-    adapter: ActivationAdapter | None,
+    adapter: PassAdapter | None,
     *,
     max_new_tokens: int,
 ) -> None:
@@ -51,7 +51,7 @@ def _batches(rows: Sequence[Live], batch_tokens: int, max_new_tokens: int) -> It
         yield batch
 
 
-def _decode_batch(module: PreTrainedModel, rows: list[Live], ending: Ending, adapter: ActivationAdapter | None) -> None:
+def _decode_batch(module: PreTrainedModel, rows: list[Live], ending: Ending, adapter: PassAdapter | None) -> None:
     device = input_device(module)
     takes_positions = "position_ids" in inspect.signature(module.forward).parameters
     width = max(len(row.context) for row in rows)
@@ -80,7 +80,7 @@ def _decode_batch(module: PreTrainedModel, rows: list[Live], ending: Ending, ada
 
 
 def _acting(
-    adapter: ActivationAdapter | None, module: PreTrainedModel, live: Sequence[Live], *, width: int, reading: bool
+    adapter: PassAdapter | None, module: PreTrainedModel, live: Sequence[Live], *, width: int, reading: bool
 ) -> AbstractContextManager[None]:
     """Return the context in which the adapter acts on a pass: on the contexts (padded to `width`), or on the new tokens."""
     if adapter is None or not (reading or adapter.every_step):

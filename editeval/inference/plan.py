@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from editeval.inference.attention import layout_of
 from editeval.inference.encoding import TokenPair
 from editeval.inference.forward import forward
 from editeval.inference.packing import PackingRules, pack
@@ -90,11 +91,12 @@ def _honours_trees(module: PreTrainedModel, *, depth: int, in_pieces: bool) -> b
     branches = [TokenPair(context=tuple(tokens[:2]), continuation=tuple(tokens[start : start + 3])) for start in (2, 5)]
     rules = PackingRules(row_tokens=16, fill_tokens=1, row_scored=16, branch_depth=TRIAL_DEPTH, token_price=None)
     try:
+        rows = pack(branches, rules)
         # Pieces of two nodes, so that the root is a trunk.
-        packed = forward(module, pack(branches, rules), in_pieces=in_pieces, chunk_nodes=2).float()
+        packed = forward(module, rows, layout=layout_of(rows[0], chunk_nodes=2) if in_pieces else None).float()
     except (ValueError, RuntimeError, TypeError, IndexError, KeyError):
         return False
-    single = [forward(module, pack([branch], rules), in_pieces=in_pieces).float() for branch in branches]
+    single = [forward(module, pack([branch], rules), layout=None).float() for branch in branches]
     # The shared root comes first in the tree and in both branches; branches follow in the order of their tokens.
     return _near(packed, torch.cat([single[0], single[1][1:]]), dtype=module.dtype)
 

@@ -239,8 +239,12 @@ class Runner:
         return scores
 
     def _evaluate(self, rung: int, benchmark: Benchmark, key: str) -> tuple[Evaluation, float]:
-        """Measure, or find the unedited model's result that another run measured."""
-        if rung == 0:
+        """Measure, or find the unedited model's result that another run, or this one at rung 0, measured.
+
+        Edits that change nothing (a control's) leave the unedited model.
+        """
+        unedited = rung == 0 or (not benchmark.depends_on_requests and self.model.is_unedited)
+        if unedited:
             found = self.base_scores.get(self.trajectory.model_fingerprint, key)
             if found is not None:
                 return found
@@ -249,7 +253,7 @@ class Runner:
         started = time.perf_counter()
         evaluation = benchmark.evaluate(self.model, self._context(rung))
         seconds = time.perf_counter() - started
-        if rung == 0:
+        if unedited:
             self.base_scores.put(self.trajectory.model_fingerprint, key, evaluation, seconds)
         return evaluation, seconds
 

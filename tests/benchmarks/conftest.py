@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,13 @@ from editeval.edits.delta import DenseDelta, Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EvaluationContext
+from editeval.models.builtin import built_in
+from editeval.models.gguf import checkpoint_folder
+from editeval.models.load import PretrainedModel
 from editeval.models.tiny import TinyModel
 from editeval.types import EditRequest
 
+CACHE = Path(os.environ.get("EDITEVAL_CACHE") or Path.home() / ".cache" / "editeval")
 CITIES = ("Paris", "Rome", "Oslo", "Lima", "Cairo", "Tokyo", "Quito", "Delhi", "Accra", "Dakar", "Hanoi", "Sofia")
 
 TASK_FILES = {
@@ -151,3 +156,21 @@ def context_of(
     folder: Path, *, edited: Sequence[EditRequest] = (), planned: Sequence[EditRequest] = (), num_edits: int = 0
 ) -> EvaluationContext:
     return EvaluationContext(num_edits=num_edits, edited=tuple(edited), planned=tuple(planned), seed=0, cache=Cache(folder / "cache"))
+
+
+def smollm2_folder() -> Path:
+    """The built-in model's checkpoint; the test is skipped where it was never fetched."""
+    pinned = built_in("smollm2-135m")
+    assert pinned is not None
+    folder = checkpoint_folder(CACHE, stem=pinned.stem, sha256=pinned.gguf_sha256)
+    if not folder.is_dir():
+        pytest.skip(f"SmolLM2 is not in {CACHE}; `make demo` fetches it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> EditedModel:
+    """The built-in model in float32, unedited."""
+    smollm2_folder()
+    source = PretrainedModel(name="smollm2-135m", name_or_path="builtin:smollm2-135m", dtype="float32", cache_dir=CACHE, device="cpu")
+    return EditedModel(source.load())

@@ -204,16 +204,26 @@ def test_unedited_model_is_asked_about_the_planned_facts(tmp_path: Path) -> None
 
 
 def test_unedited_answers_are_computed_once_for_each_model(tmp_path: Path) -> None:
-    first, second, other = Parrot(BASE, EDITED), Parrot(BASE, EDITED), Parrot(BASE, fingerprint="another")
-    measure(first, tmp_path, [ROME])
-    assert [call for call in first.calls if "base" in call] == ["generate base 2", "score base 2"]
-    result = measure(second, tmp_path)
-    assert [call for call in second.calls if "base" in call] == ["generate base 2", "score base 2"]  # only those of Lima
+    first, other = Parrot(BASE, EDITED), Parrot(BASE, fingerprint="another")
+    result = measure(first, tmp_path)
+    assert [call for call in first.calls if "base" in call]
     measure(other, tmp_path)
-    assert [call for call in other.calls if "base" in call] == ["generate base 4", "score base 4"]
+    assert [call for call in other.calls if "base" in call] == [call for call in first.calls if "base" in call]
     again = Parrot(BASE, EDITED)
     assert measure(again, tmp_path) == result
     assert not [call for call in again.calls if "base" in call]
+
+
+def test_the_unedited_model_is_asked_in_the_same_calls_as_the_edited_one(tmp_path: Path) -> None:
+    class Dizzy(Parrot):
+        """Writes something else when something else is in the pass, as rounding in half precision can make a model do."""
+
+        def generate(self, contexts: Sequence[str], **_: Any) -> list[str]:
+            return [f"{text} {len(contexts)}" for text in super().generate(contexts)]
+
+    evaluation = measure(Dizzy(BASE, {}), tmp_path)
+    assert of(evaluation, "locality", "generation").value == 1.0
+    assert of(evaluation, "locality", "teacher_forced").value == 1.0
 
 
 def test_all_prompts_go_to_the_engine_in_one_call_each(tmp_path: Path) -> None:
@@ -225,7 +235,7 @@ def test_all_prompts_go_to_the_engine_in_one_call_each(tmp_path: Path) -> None:
 def test_before_the_first_edit_nothing_is_written_twice(tmp_path: Path) -> None:
     model = Parrot(BASE)
     measure(model, tmp_path, [], planned=[ROME])
-    assert [call for call in model.calls if call.startswith("generate")] == ["generate base 2", "generate edited 4"]
+    assert [call for call in model.calls if call.startswith("generate")] == ["generate base 6", "generate edited 4"]
 
 
 def test_facts_asked_in_chunks_give_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +10,7 @@ import pytest
 
 from editeval.benchmarks.lm_harness import HarnessBenchmark
 from editeval.inference.edited import EditedModel
-from editeval.models.builtin import built_in
-from editeval.models.gguf import checkpoint_folder
-from editeval.models.load import PretrainedModel
 from tests.benchmarks.conftest import context_of
-
-CACHE = Path(os.environ.get("EDITEVAL_CACHE") or Path.home() / ".cache" / "editeval")
-
-
-@pytest.fixture(scope="module")
-def smollm2() -> EditedModel:
-    pinned = built_in("smollm2-135m")
-    assert pinned is not None
-    if not checkpoint_folder(CACHE, stem=pinned.stem, sha256=pinned.gguf_sha256).is_dir():
-        pytest.skip(f"SmolLM2 is not in {CACHE}; `make demo` fetches it")
-    source = PretrainedModel(name="smollm2-135m", name_or_path="builtin:smollm2-135m", dtype="float32", cache_dir=CACHE, device="cpu")
-    return EditedModel(source.load())
 
 
 @pytest.mark.shared

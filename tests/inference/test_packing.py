@@ -66,7 +66,7 @@ def test_choices_of_one_question_compute_its_context_once() -> None:
 
 def test_one_token_choices_cost_no_token_at_all_even_in_chains() -> None:
     (row,) = pack([TokenPair(context=(1, 2, 3), continuation=(90 + choice,)) for choice in range(4)], CHAINS)
-    assert row.tokens == [1, 2, 3]
+    assert list(row.tokens) == [1, 2, 3]
     assert not row.branches
 
 
