@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -44,54 +45,82 @@ class Degenerate:
     commonest_choice: float | None
 
 
-def outcomes_of(records: Sequence[Record], score: Score, *, balanced: bool = False) -> Outcomes | None:
-    """Return the outcomes behind a score, or None where the samples do not give it.
+class Items:
+    """The items of a cell. What is asked of them again, by each column and for the unedited model by each run, is worked out once."""
 
-    `balanced` weights items so that their mean is the mean over the right labels of the share correct; such a mean is not the
-    score. Otherwise the items' mean must be the score's value, or they are not what was scored.
-    """
-    names, values, labels = [], [], []
-    tasks = {record.get("task") for record in records}
-    for record in records:
-        if record.get("task") != score.task and score.task in tasks:
-            continue
-        value = _value(record, score)
-        if value is not None:
-            names.append(_name(record))
-            values.append(value)
-            labels.append(str(record.get("target")))
-    if len(values) < 2 or len(set(names)) != len(names):
-        return None
-    found = np.asarray(values, float)
-    if abs(float(found.mean()) - score.value) > REPRODUCED:
-        return None
-    if balanced:
-        counts = Counter(labels)
-        found = found * np.array([len(labels) / (len(counts) * counts[label]) for label in labels])
-    return Outcomes(names=tuple(names), values=found)
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+        self._outcomes: dict[tuple[str, str, str, float, bool], Outcomes | None] = {}
 
+    def outcomes(self, score: Score, *, balanced: bool = False) -> Outcomes | None:
+        """Return the outcomes behind a score, or None where the samples do not give it.
 
-def degenerate(records: Sequence[Record]) -> Degenerate:
-    """Return what is degenerate in a cell's answers."""
-    texts = [text for record in records for text in _texts(record)]
-    chosen = Counter(pick for record in records if (pick := choice(record)) is not None)
-    return Degenerate(
-        broken_texts=sum(map(is_degenerate, texts)) / len(texts) if texts else None,
-        commonest_choice=max(chosen.values()) / chosen.total() if chosen else None,
-    )
+        `balanced` weights items so that their mean is the mean over the right labels of the share correct; such a mean is not the
+        score. Otherwise the items' mean must be the score's value, or they are not what was scored.
+        """
+        key = (score.task, score.metric, score.protocol, score.value, balanced)
+        if key not in self._outcomes:
+            self._outcomes[key] = _outcomes(self._by_task.get(score.task, self.records), score, balanced=balanced)
+        return self._outcomes[key]
+
+    @cached_property
+    def degenerate(self) -> Degenerate:
+        """What is degenerate in the answers."""
+        texts = [text for record in self.records if "generated" in record for text in _texts(record)]
+        chosen = Counter([pick for record in self.records if "log_probs" in record and (pick := choice(record)) is not None])
+        return Degenerate(
+            broken_texts=sum(map(is_degenerate, texts)) / len(texts) if texts else None,
+            commonest_choice=max(chosen.values()) / chosen.total() if chosen else None,
+        )
+
+    @cached_property
+    def by_identity(self) -> Mapping[tuple[str, ...], Record]:
+        """The item that was asked, by what names it at every rung."""
+        return {identity(record): record for record in self.records}
+
+    @cached_property
+    def _by_task(self) -> Mapping[Any, Sequence[Record]]:
+        found: dict[Any, list[Record]] = {}
+        for record in self.records:
+            found.setdefault(record.get("task"), []).append(record)
+        return found
 
 
 def is_degenerate(text: str) -> bool:
     """Return whether a text is empty, or repeats itself: more than half of its 4-grams of words are repeats."""
     words = text.split()
+    if len(words) <= GRAM:
+        return not words
     grams = [tuple(words[place : place + GRAM]) for place in range(len(words) - GRAM + 1)]
-    return not words or (bool(grams) and 1 - len(set(grams)) / len(grams) > REPEATED_GRAMS)
+    return 1 - len(set(grams)) / len(grams) > REPEATED_GRAMS
 
 
 def choice(record: Record) -> int | None:
     """Return which choice of several the model found likeliest, or None."""
     log_probs = record.get("log_probs", ())
-    return max(range(len(log_probs)), key=log_probs.__getitem__) if len(log_probs) > 1 and "metrics" in record else None
+    return log_probs.index(max(log_probs)) if len(log_probs) > 1 and "metrics" in record else None
+
+
+def identity(record: Record) -> tuple[str, ...]:
+    """Return what names an item of a cell at every rung."""
+    if "position" in record:
+        return (str(record["request_id"]), str(record["metric"]))
+    return (str(record.get("task")), str(record.get("item")), str(record.get("filter")))
+
+
+def _outcomes(records: Sequence[Record], score: Score, *, balanced: bool) -> Outcomes | None:
+    found = [(record, value) for record in records if (value := _value(record, score)) is not None]
+    names = tuple(_name(record) for record, _ in found)
+    if len(names) < 2 or len(set(names)) != len(names):
+        return None
+    values = np.asarray([value for _, value in found], float)
+    if abs(float(values.mean()) - score.value) > REPRODUCED:
+        return None
+    if balanced:
+        labels = [str(record.get("target")) for record, _ in found]
+        counts = Counter(labels)
+        values = values * np.array([len(labels) / (len(counts) * counts[label]) for label in labels])
+    return Outcomes(names=names, values=values)
 
 
 def _texts(record: Record) -> Iterator[str]:
@@ -115,8 +144,11 @@ def _value(record: Record, score: Score) -> float | None:
             if value is not None and not clashes
         ]
         return fmean(kept) if kept else None
-    suffix = "" if record.get("filter", "none") == "none" else f"_{record['filter'].replace('-', '_')}"
-    for name, value in record.get("metrics", {}).items():
-        if f"{name}{suffix}" == score.metric and isinstance(value, (int, float)):
-            return float(value)
-    return None
+    metric, through = score.metric, record.get("filter", "none")
+    if through != "none":
+        suffix = f"_{through.replace('-', '_')}"
+        if not metric.endswith(suffix):
+            return None
+        metric = metric.removesuffix(suffix)
+    value = record.get("metrics", {}).get(metric)
+    return float(value) if isinstance(value, (int, float)) else None

@@ -7,7 +7,7 @@ behind it, is in question. A published curve is shown where model, method, bench
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,6 +55,15 @@ def published_scores() -> tuple[PublishedRow, ...]:
 
 
 @cache
+def _by_cell() -> Mapping[tuple[str, str, str], Sequence[PublishedRow]]:
+    """Return the rows of Tables 1 to 5 by (model, benchmark, protocol)."""
+    found: dict[tuple[str, str, str], list[PublishedRow]] = {}
+    for row in published_scores():
+        found.setdefault((row.model, row.benchmark, row.protocol), []).append(row)
+    return found
+
+
+@cache
 def published_seconds() -> Mapping[tuple[str, str], float]:
     """Return Table 8, by (model, method): seconds an edit over 100 edits (one of eight RTX 4090)."""
     with (FOLDER / "seconds.csv").open(newline="") as file:
@@ -66,6 +75,6 @@ def published_curve(model: str, method: str, dataset: str, benchmark: str, proto
     if dataset != DATASET:
         return ()
     name = benchmark.replace("-", "_").removesuffix("_generative")
-    mine = [row for row in published_scores() if (row.model, row.benchmark, row.protocol) == (model, name, protocol)]
+    mine = _by_cell().get((model, name, protocol), ())
     edited = sorted((row for row in mine if row.method == method), key=lambda row: row.num_edits)
     return (*(row for row in mine if row.method == "none"), *edited) if edited else ()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from editeval.report.items import Degenerate, Outcomes, Record, choice, degenerate, outcomes_of
+from editeval.report.items import Degenerate, Items, Outcomes, Record, choice, identity
 from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, read_collapse, read_edits, read_manifest, read_peak_memory, read_timings
 from editeval.runner.table import PROTOCOLS_FIRST, RAISED_BY_EDITS, Column, ScoreTable, headline, score_table
 from editeval.types import EditevalError, Score
@@ -135,8 +137,9 @@ def read_study(folders: Iterable[Path], known: Studies) -> tuple[Run, ...]:
         EditevalError: none is.
     """
     listed = list(folders)
-    shared: dict[tuple[str, str, str], tuple[Record, ...]] = {}
-    runs = [run for folder in listed if (run := _read_run(folder, known, shared)) is not None]
+    shared: dict[tuple[str, str, str], Items] = {}
+    with _no_search_for_cycles():
+        runs = [run for folder in listed if (run := _read_run(folder, known, shared)) is not None]
     if not runs:
         raise EditevalError(f"nothing is measured in {len(listed)} runs yet, so there is nothing to report; look with `status`")
     return tuple(sorted(runs, key=lambda run: (run.model, run.method, run.dataset, run.seed, run.folder.name)))
@@ -154,7 +157,19 @@ def standing_digests(store: ScoreStore, manifest: Mapping[str, Any], edits: Sequ
 # -- inside ----------------------------------------------------------------------------------------------------------------
 
 
-def _read_run(folder: Path, known: Studies, shared: dict[tuple[str, str, str], tuple[Record, ...]]) -> Run | None:
+@contextmanager
+def _no_search_for_cycles() -> Iterator[None]:
+    """Keep Python from walking over all the records that were read whenever it has read some more: they hold no cycle."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
+
+
+def _read_run(folder: Path, known: Studies, shared: dict[tuple[str, str, str], Items]) -> Run | None:
     manifest, edits, store = read_manifest(folder), read_edits(folder), ScoreStore(folder)
     scores = store.scores(standing_digests(store, manifest, edits))
     if not scores:
@@ -179,28 +194,26 @@ def _read_run(folder: Path, known: Studies, shared: dict[tuple[str, str, str], t
     return run
 
 
-def _read_items(
-    run: Run, store: ScoreStore, scores: Sequence[Score], known: Studies, shared: dict[tuple[str, str, str], tuple[Record, ...]]
-) -> None:
+def _read_items(run: Run, store: ScoreStore, scores: Sequence[Score], known: Studies, shared: dict[tuple[str, str, str], Items]) -> None:
     """Read the samples of each cell once, keep what is compared, and drop the rest."""
     cells = dict.fromkeys((score.num_edits, score.benchmark, score.benchmark_key, score.state_digest) for score in scores)
-    base: dict[str, tuple[Record, ...]] = {}
+    base: dict[str, Items] = {}
     last = run.rungs[-1]
     for rung, benchmark, key, digest in cells:
         name = (benchmark, key, digest)
-        records = shared.get(name) or tuple(store.samples(rung, benchmark, key))
-        if rung == 0:
-            shared[name] = base[benchmark] = records  # runs of one model share what was asked of it unedited
-        run.degenerate[(rung, benchmark)] = degenerate(records)
+        items = shared.get(name) or Items(store.samples(rung, benchmark, key))
+        if rung == 0 and items.records:
+            shared[name] = base[benchmark] = items  # runs of one model share what was asked of it unedited
+        run.degenerate[(rung, benchmark)] = items.degenerate
         for column in run.ability_columns:
             score = run.table.cells.get((rung, column))
             if score is not None and (score.benchmark, score.benchmark_key) == (benchmark, key):
-                found = outcomes_of(records, score, balanced=known.is_balanced(column))
+                found = items.outcomes(score, balanced=known.is_balanced(column))
                 if found is not None:
                     run.outcomes[(rung, column)] = found
-        _keep_retention(run, rung, records)
-        if rung == last and last > 0:
-            run.changed += _changed(benchmark, base.get(benchmark, ()), records)
+        _keep_retention(run, rung, items.records)
+        if rung == last and last > 0 and benchmark in base:
+            run.changed += _changed(benchmark, base[benchmark].by_identity, items.records)
 
 
 def _is_ability(table: ScoreTable, column: Column) -> bool:
@@ -222,16 +235,15 @@ def _keep_retention(run: Run, rung: int, records: Sequence[Record]) -> None:
             run.retention.setdefault(rung, {})[int(record["position"])] = sum(found) / len(found)
 
 
-def _changed(benchmark: str, before: Sequence[Record], after: Sequence[Record]) -> list[Answered]:
+def _changed(benchmark: str, earlier: Mapping[tuple[str, ...], Record], after: Sequence[Record]) -> list[Answered]:
     """Return items that changed, and every fact, with what the unedited model answered to the same."""
-    earlier = {_identity(record): record for record in before}
     found: list[Answered] = []
     counts: Counter[str] = Counter()
     for record in after:
-        old = earlier.get(_identity(record))
         kept = f"{record.get('task')}{record.get('metric')}"
         if counts[kept] >= MAX_CHANGED:
             continue
+        old = earlier.get(identity(record))
         now, then = _verdict(record), None if old is None else _verdict(old)
         if old is None or now is None or then is None:
             continue
@@ -253,12 +265,6 @@ def _changed(benchmark: str, before: Sequence[Record], after: Sequence[Record]) 
             )
         )
     return found
-
-
-def _identity(record: Record) -> tuple[str, ...]:
-    if "position" in record:
-        return (str(record["request_id"]), str(record["metric"]))
-    return (str(record.get("task")), str(record.get("item")), str(record.get("filter")))
 
 
 def _verdict(record: Record) -> bool | None:

@@ -27,6 +27,9 @@ def test_folder_without_splits_and_no_folder_are_told_apart(tmp_path: Path) -> N
         LocalData(folder=tmp_path / "mmlu").splits("empty")
     with pytest.raises(DatasetError, match=r"no folder .*astronomy; .* has empty"):
         LocalData(folder=tmp_path / "mmlu").splits("astronomy")
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(DatasetError, match=r"no folder .*mmlu; .*bare holds no folder; set paths\.data"):
+        LocalData(folder=tmp_path / "bare" / "mmlu").splits(None)
     with pytest.raises(DatasetError, match="its parent is missing too"):
         LocalData(folder=tmp_path / "nowhere" / "mmlu").splits(None)
 

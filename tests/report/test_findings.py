@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from editeval.report.findings import Outcome, Verdict, area_difference, findings
-from editeval.report.items import choice, degenerate, is_degenerate, outcomes_of
+from editeval.report.items import Items, choice, is_degenerate
 from editeval.report.series import Series, changes, series_of
 from editeval.report.study import Studies, read_study, studies
 from editeval.runner.results import ScoreStore
@@ -203,29 +203,31 @@ def test_items_that_do_not_give_the_score_are_not_taken_for_its_items(tmp_path: 
     folder = write_run(tmp_path, PlantedRun(benchmarks=benchmarks(keeps(1.0), names=("mmlu",))))
     store = ScoreStore(folder)
     score = next(score for score in store.scores() if score.benchmark == "mmlu" and score.num_edits == 0)
-    records = store.samples(0, "mmlu")
-    assert outcomes_of(records, score) is not None
-    assert outcomes_of(records, replace(score, value=score.value + 0.01)) is None
+    items = Items(store.samples(0, "mmlu"))
+    assert items.outcomes(score) is not None
+    assert items.outcomes(replace(score, value=score.value + 0.01)) is None
 
 
 def test_a_model_that_always_gives_one_label_has_the_balanced_score_of_guessing(tmp_path: Path) -> None:
     folder = write_run(tmp_path, PlantedRun(benchmarks=benchmarks(keeps(1.0), names=("mmlu",))))
     score = next(score for score in ScoreStore(folder).scores() if score.benchmark == "mmlu")
-    records = [
-        {
-            "task": "mmlu",
-            "item": item,
-            "filter": "none",
-            "target": int(item < 30),
-            "metrics": {"acc": float(item >= 30)},
-            "log_probs": [-1, -2],
-        }
-        for item in range(100)
-    ]
-    found = outcomes_of(records, replace(score, value=0.7), balanced=True)
+    items = Items(
+        [
+            {
+                "task": "mmlu",
+                "item": item,
+                "filter": "none",
+                "target": int(item < 30),
+                "metrics": {"acc": float(item >= 30)},
+                "log_probs": [-1, -2],
+            }
+            for item in range(100)
+        ]
+    )
+    found = items.outcomes(replace(score, value=0.7), balanced=True)
     assert found is not None
     assert found.values.mean() == pytest.approx(0.5)
-    assert degenerate(records).commonest_choice == 1
+    assert items.degenerate.commonest_choice == 1
 
 
 @pytest.mark.parametrize(
