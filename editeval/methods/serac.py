@@ -169,10 +169,12 @@ class SERAC:
         progress.message(f"training a scope classifier on {len(rows)} rows of {self.training.name}; later runs read it")
         learner = ScopeLearner(encoder, rows, threshold=self.similarity).to(device)
         settings = replace(self._learning_settings, learning_rate=self.scope_learning_rate)
-        curve = train(learner, rows, settings, device=device, what="scope classifier", progress=progress)
+        partial = path.with_suffix(".partial.safetensors")
+        curve = train(learner, rows, settings, partial=partial, device=device, what="scope classifier", progress=progress)
         best = min(curve, key=lambda validation: validation.loss)
         about = {**belongs, "similarity": learner.similarity, "text": f"best at step {best.step}: {best.text()}"}
         write_archive(path, dict(encoder.state_dict()), {**about, "rows": len(rows), "curve": [asdict(each) for each in curve]}, kind=KIND)
+        partial.unlink(missing_ok=True)
 
     def _reader(self, lm: LanguageModel, cache: Cache, progress: Progress) -> LanguageModel:
         """Return the trained counterfactual model."""
@@ -198,10 +200,12 @@ class SERAC:
         what = self.counterfactual or "a copy of the edited model"
         progress.message(f"training {what} ({size / 1e6:.1f} million parameters) to answer by a fact, on {len(rows)} rows")
         device = next(reader.module.parameters()).device
-        curve = train(ReaderLearner(reader), rows, self._learning_settings, device=device, what="counterfactual model", progress=progress)
+        settings, partial = self._learning_settings, path.with_suffix(".partial.safetensors")
+        curve = train(ReaderLearner(reader), rows, settings, partial=partial, device=device, what="counterfactual model", progress=progress)
         best = min(curve, key=lambda validation: validation.loss)
         about = {**belongs, "text": f"best at step {best.step}: {best.text()}", "rows": len(rows)}
         write_archive(path, dict(reader.module.named_parameters()), {**about, "curve": [asdict(each) for each in curve]}, kind=KIND)
+        partial.unlink(missing_ok=True)
 
     def _untrained(self, lm: LanguageModel, cache: Cache) -> LanguageModel:
         """Return the counterfactual model before training, in float32.
