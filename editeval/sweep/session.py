@@ -190,8 +190,8 @@ class Session:
 def _estimate_text(estimate: Estimate) -> str:
     if not estimate.seconds and estimate.unknown:
         return f"nothing, because none did {_listed(estimate.unknown)}"
-    hours, megabytes = estimate.seconds / 3600, estimate.num_bytes / 1e6
-    known = f"{hours:.2f} h of computing, {megabytes:.1f} MB of edits"
+    duration = f"{estimate.seconds / 3600:.1f} h" if estimate.seconds >= 3600 else f"{estimate.seconds / 60:.1f} min"
+    known = f"{duration} of computing, {estimate.num_bytes / 1e6:.1f} MB of edits"
     return f"{known}; not known yet, and left out: {_listed(estimate.unknown)}" if estimate.unknown else known
 
 
