@@ -157,9 +157,7 @@ def early_stops(model: EditedModel, *, data: Path, limit: int, max_new_tokens: i
     found = []
     for state in ("as it is", "broken"):
         if state == "broken":
-            parameter = model.lm.sites.mlp_out.format(3) + ".weight"
-            noise = torch.randn(model.base_weight(parameter).shape, generator=torch.Generator().manual_seed(0))
-            model.apply(Edit(deltas=(DenseDelta(parameter=parameter, value=noise),)))
+            model.apply(breaking_edit(model))
         for name, pattern in ANSWER_PATTERNS.items():
             work = changed(WORKS[name], {"limit": limit, "max_new_tokens": max_new_tokens})
             before: list[Mapping[str, Any]] = []
@@ -175,6 +173,13 @@ def early_stops(model: EditedModel, *, data: Path, limit: int, max_new_tokens: i
                 found.append({"model": state, "task": name, "stops": stops, **row, "answers": len(given), "kept": kept})
                 print(found[-1], flush=True)
     return found
+
+
+def breaking_edit(model: EditedModel) -> Edit:
+    """Return noise on one matrix, after which SmolLM2 answers and babbles."""
+    parameter = model.lm.sites.mlp_out.format(3) + ".weight"
+    noise = torch.randn(model.base_weight(parameter).shape, generator=torch.Generator().manual_seed(0))
+    return Edit(deltas=(DenseDelta(parameter=parameter, value=noise),))
 
 
 def _with_stops(model: EditedModel, benchmark: HarnessBenchmark) -> tuple[dict[str, Any], list[Mapping[str, Any]]]:

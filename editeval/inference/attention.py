@@ -140,7 +140,7 @@ class TreeAttention:
         for trunk in self._trunks:
             seen, seeing = slice(trunk.start, trunk.stop), slice(trunk.stop, trunk.below)
             part = attend(query[:, :, seeing], key[:, :, seen], value[:, :, seen], mask=None, causal=False, scale=scaling)
-            output[:, :, seeing], log_sum[:, :, seeing] = merge((output[:, :, seeing], log_sum[:, :, seeing]), part)
+            merge_into(output[:, :, seeing], log_sum[:, :, seeing], part)
         return result.to(query.dtype), None
 
 
@@ -186,11 +186,12 @@ def plain_attend(
     return scores.softmax(-1).to(value.dtype) @ value, scores.logsumexp(-1)
 
 
-def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Return output and log-sum-exp over the keys of both."""
-    log_sum = torch.logaddexp(first[1], second[1])
-    weights = [(part - log_sum).exp()[..., None] for part in (first[1], second[1])]
-    return first[0] * weights[0] + second[0] * weights[1], log_sum
+def merge_into(output: Tensor, log_sum: Tensor, part: tuple[Tensor, Tensor]) -> None:
+    """Bring output and log-sum-exp over some keys, in place, to those over a part's keys too."""
+    part_output, part_log_sum = part
+    # The two weights add up to one, and the part's is the sigmoid of l_2 - l_1: one pass over the outputs.
+    output.lerp_(part_output.to(output.dtype), torch.sigmoid(part_log_sum - log_sum)[..., None].to(output.dtype))
+    log_sum.copy_(torch.logaddexp(log_sum, part_log_sum))
 
 
 def additive(visible: NDArray[numpy.bool_], dtype: torch.dtype, device: torch.device) -> Tensor:

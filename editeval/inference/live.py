@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from editeval.inference.adapters import PassAdapter, PromptPath, share_limit
-from editeval.inference.attention import KeysAndValues, attend, attending, layer_of, merge, refuse_unknown
+from editeval.inference.attention import KeysAndValues, attend, attending, layer_of, merge_into, refuse_unknown
 from editeval.inference.encoding import TokenPair
 from editeval.inference.endings import Ending, Live
 from editeval.inference.forward import input_device, read
@@ -219,7 +219,8 @@ class Slots:
         own = stored_keys[:count, :, : self._width], stored_values[:count, :, : self._width]
         output, log_sum = attend(grouped, *own, mask=own_mask, causal=False, scale=scaling)
         if self._shared:
-            output, _ = merge((output, log_sum), self._attend_to_beginning(grouped, layer, scaling))
+            output = output.to(torch.promote_types(output.dtype, torch.float32))
+            merge_into(output, log_sum, self._attend_to_beginning(grouped, layer, scaling))
         return output.to(query.dtype).reshape(count, 1, heads, output.shape[-1]), None
 
     def _attend_to_beginning(self, query_SKGD: Tensor, layer: int, scaling: float | None) -> tuple[Tensor, Tensor]:
