@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -50,6 +51,8 @@ def sentence(error: HydraException | OmegaConfBaseException) -> str:
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if isinstance(cause, OmegaConfBaseException) and cause.full_key and isinstance(cause.parent_node, DictConfig):
         key = str(cause.key)
+        if cause.full_key == f"benchmark.{key}" and any(re.match(r"benchmark=[^\[]*,", text) for text in sys.argv):
+            return f"settings of a benchmark go with a list: write benchmark=[{key},...] instead of benchmark={key},..."
         return f"there is no setting {cause.full_key!r}; {_nearest(key, map(str, cause.parent_node))}"
     return " ".join(str(error).split())
 

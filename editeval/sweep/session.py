@@ -15,12 +15,14 @@ from editeval.sweep import records
 from editeval.sweep.estimate import Estimate, Work, read_history
 from editeval.sweep.plan import Job
 from editeval.sweep.records import PlannedJob, SweepRecord
-from editeval.sweep.show import make_console, shown_overrides
+from editeval.sweep.show import make_console, reason_text, shown_overrides
 from editeval.sweep.source import program_digest
-from editeval.sweep.status import DONE, QUEUED, RUNNING, JobStatus, RunFolder, counts
+from editeval.sweep.status import DONE, FAILED, QUEUED, RUNNING, JobStatus, RunFolder, counts
 from editeval.types import ConfigError
 
 SHOWN_JOBS = 40
+SHOWN_FAILURES = 10
+SHOWN_UNKNOWN = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,13 +175,26 @@ class Session:
             self.sleep(poll_seconds)
 
     def finish(self) -> tuple[JobStatus, ...]:
-        """Print how the sweep ended and return the state of its jobs."""
+        """Print how the sweep ended, why jobs failed and what starts them again; return the state of its jobs."""
         found = RunFolder(self.runs).sweep(self.record.sweep)
         self.say(f"sweep {self.record.sweep}: {counts(found)}; {self.status_command}")
+        failed = [status for status in found if status.state == FAILED]
+        for status in failed[:SHOWN_FAILURES]:
+            self.say(reason_text(status))
+        if failed:
+            more = f"and {len(failed) - SHOWN_FAILURES} more failed; " if len(failed) > SHOWN_FAILURES else ""
+            self.say(f"{more}start them again: python -m editeval retry {self.runs} --sweep {self.record.sweep}")
         return found
 
 
 def _estimate_text(estimate: Estimate) -> str:
-    hours, megabytes = estimate.seconds / 3600, estimate.num_bytes / 1e6
-    known = f"{hours:.2f} h of computing, {megabytes:.1f} MB of edits"
-    return f"{known}; not known yet, and left out: {', '.join(estimate.unknown)}" if estimate.unknown else known
+    if not estimate.seconds and estimate.unknown:
+        return f"nothing, because none did {_listed(estimate.unknown)}"
+    duration = f"{estimate.seconds / 3600:.1f} h" if estimate.seconds >= 3600 else f"{estimate.seconds / 60:.1f} min"
+    known = f"{duration} of computing, {estimate.num_bytes / 1e6:.1f} MB of edits"
+    return f"{known}; not known yet, and left out: {_listed(estimate.unknown)}" if estimate.unknown else known
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_UNKNOWN} more" if len(names) > SHOWN_UNKNOWN else ""
+    return ", ".join(names[:SHOWN_UNKNOWN]) + more

@@ -101,10 +101,15 @@ def _print(console: Console, title: str, jobs: Sequence[JobStatus], everything: 
     console.print(table)
     for job in shown:
         if job.reason is not None:
-            log = f" [{job.log}]" if job.log and job.state != DONE else ""
-            console.print(f"  {job.job} {job.state}: {job.reason}{log}", markup=False, highlight=False, soft_wrap=True)
+            console.print(reason_text(job), markup=False, highlight=False, soft_wrap=True)
     if len(rows) > len(shown):
         console.print(f"  and {len(rows) - len(shown)} more; --all shows them", markup=False, highlight=False)
+
+
+def reason_text(job: JobStatus) -> str:
+    """Return why a job is in its state, and where it is logged."""
+    log = f" [{job.log}]" if job.log and job.state != DONE else ""
+    return f"  {job.job} {job.state}: {job.reason}{log}"
 
 
 def only_override(jobs: Iterable[str]) -> str:

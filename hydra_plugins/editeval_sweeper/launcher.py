@@ -7,6 +7,7 @@ handed in differently: return values are not collected, so that one killed job c
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,13 +59,25 @@ class _QueueLauncher(BaseSubmititLauncher):  # type: ignore[misc]  # hydra has n
         return made
 
     def hand_in(self, executor: Any, job_overrides: Sequence[Sequence[str]], first_index: int) -> list[Any]:
-        """Hand in jobs at once; they can import this program wherever they start."""
+        """Hand in jobs at once; they can import this program wherever they start.
+
+        Raises:
+            EditevalError: the queue refuses them, with its last words.
+        """
+        from submitit.core.utils import FailedJobError
+
+        from editeval.types import EditevalError
+
         arguments = [
             (list(overrides), "hydra.sweep.dir", index, f"job_id_for_{index}", Singleton.get_state())
             for index, overrides in enumerate(job_overrides, start=first_index)
         ]
         with _environment({"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}):
-            return list(executor.map_array(self, *zip(*arguments, strict=True)))
+            try:
+                return list(executor.map_array(self, *zip(*arguments, strict=True)))
+            except FailedJobError as error:
+                said = str(error).strip().splitlines()[-1:]
+                raise EditevalError(f"{self._EXECUTOR} refuses the jobs ({''.join(said)}); see hydra.launcher and start again") from error
 
     def log_of(self, job: Any) -> str:
         """Return the file with a job's errors."""
@@ -86,9 +99,16 @@ class SlurmLauncher(_QueueLauncher):
         self._waiting_for: list[str] = []
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Hand in; returns at once and returns nothing."""
-        from editeval.sweep.session import Ticket
+        """Hand in; returns at once and returns nothing.
 
+        Raises:
+            EditevalError: there is no Slurm on this machine, or it refuses the jobs.
+        """
+        from editeval.sweep.session import Ticket
+        from editeval.types import EditevalError
+
+        if shutil.which("srun") is None:
+            raise EditevalError("hydra/launcher=slurm needs Slurm's programs, and srun is not here; hydra/launcher=processes does without")
         additional: Mapping[str, Any] = self.params.get("additional_parameters") or {}
         if self._waiting_for:
             additional = {**additional, "dependency": ":".join(["afterany", *self._waiting_for])}

@@ -71,8 +71,14 @@ class TrajectorySweeper(Sweeper):  # type: ignore[misc]  # hydra has no types
             return
         session.keep()
         os.environ.setdefault("WANDB_RUN_GROUP", session.record.sweep)  # what W&B itself reads; jobs inherit it
-        failures = self._launch(session.to_launch, session)
-        if getattr(self._launcher, "detached", False):
+        detached = getattr(self._launcher, "detached", None)
+        if detached is False:  # what jobs say goes to files, and this process waits
+            session.say(f"starting {len(session.to_launch)} jobs; to see how far they are: {session.status_command}")
+        try:
+            failures = self._launch(session.to_launch, session)
+        except EditevalError as error:
+            sys.exit(f"error: {error}")
+        if detached:
             session.say(f"submitted {len(session.to_launch)} jobs; they go on without this process: {session.status_command}")
             return
         found = session.finish()

@@ -120,6 +120,14 @@ def test_extra_jobs_for_width_wait_for_the_one_that_edits(cluster: Cluster, asse
     assert_same_as_unbroken(cluster.program)
 
 
+def test_jobs_that_the_queue_refuses_are_said_in_its_words(cluster: Cluster) -> None:
+    output = cluster.submit("hydra.launcher.partition=nowhere", status=1)
+    assert "error: slurm refuses the jobs" in output
+    assert "nvalid partition" in output
+    assert "Traceback" not in output
+    assert "1 missing" in cluster.status()
+
+
 def launches(cluster: Cluster) -> int:
     (record,) = (cluster.program.runs / ".jobs").glob("*.json")
     return int(json.loads(record.read_text())["launches"])

@@ -86,6 +86,8 @@ def test_one_failed_job_hides_no_other_and_a_retry_starts_it_alone(cache_dir: Pa
     program = Program(runs=tmp_path, cache=cache_dir)
     output = program.launch("-m", "method.layer=99,1", "num_edits=1", status=1)
     assert "1 done, 1 failed" in output
+    assert "python -m editeval retry" in output
+    assert output.count("layer 99 not in 0..3") >= 2  # where it happens, and at the end
     status = program.tool("status", str(tmp_path))
     assert "layer 99 not in 0..3" in status
     assert {(record["state"], record["launches"]) for record in records(program)} == {("done", 1), ("failed", 1)}
@@ -124,6 +126,7 @@ def test_a_job_that_was_killed_is_reported_as_failed_and_retried_where_it_stoppe
         (("hydra.sweeper.max_cells_per_job=0",), "max_cells_per_job=0"),
         (("hydra.sweeper.only=[abc]",), "abc"),
         (("method.layr=1,2",), "layr"),
+        (("benchmark=edit-quality,mmlu", "benchmark.mmlu.limit=5"), "write benchmark=[mmlu,...]"),
     ],
 )
 def test_a_grid_that_cannot_work_is_refused_before_anything_is_launched(
@@ -134,6 +137,14 @@ def test_a_grid_that_cannot_work_is_refused_before_anything_is_launched(
     assert expected in output
     assert "Traceback" not in output
     assert not program.runs.exists()
+
+
+def test_a_machine_without_slurm_is_said_and_the_sweep_can_still_be_started(cache_dir: Path, tmp_path: Path) -> None:
+    program = Program(runs=tmp_path / "runs", cache=cache_dir, environment={"PATH": str(tmp_path)})
+    output = program.launch("-m", *GRID, "hydra/launcher=slurm", status=1)
+    assert "hydra/launcher=processes does without" in output
+    assert "Traceback" not in output
+    assert "2 missing" in program.tool("status", str(program.runs))
 
 
 def test_a_job_whose_name_looks_like_a_number_is_retried_by_its_name() -> None:

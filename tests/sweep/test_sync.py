@@ -195,6 +195,29 @@ def test_a_server_that_dies_during_the_run_costs_the_mirror_alone_and_sync_repai
     )
 
 
+@pytest.mark.parametrize("before", [(), (0, 1)], ids=["from the start", "in the middle"])
+def test_a_storm_of_429_costs_the_mirror_alone_and_sync_repairs_it(
+    before: tuple[int, ...], run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience = {**PATIENT, "finish_timeout_seconds": 3} if before else GIVE_UP_SOON
+    with WandbServer() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        mirror = WandbMirror(mode="online", **patience)  # type: ignore[arg-type]
+        live(run_dir, mirror, rungs=before)
+        server.always_answer = 429
+        for rung in RUNGS[len(before) :]:
+            mirror.on_evaluation_end(state(run_dir, rung), "quick", [one for one in ScoreStore(run_dir).scores() if one.num_edits == rung])
+        mirror.on_run_end(state(run_dir), ())
+        import wandb
+
+        wandb.teardown()
+        server.always_answer = None
+        sync_run(run_dir, **PATIENT)
+        assert sorted(repr(sorted(row.items())) for row in server.rows(RUN)) == sorted(
+            repr(sorted(row.items())) for row in expected(run_dir)
+        )
+
+
 def test_a_server_that_refuses_everything_costs_a_clear_error_and_marks_nothing(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with WandbServer(always_answer=429) as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)

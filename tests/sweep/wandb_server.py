@@ -25,13 +25,14 @@ class WandbServer:
     """
 
     def __init__(self, *, always_answer: int | None = None) -> None:
-        """`always_answer` is an HTTP status to refuse everything with, such as 429."""
+        """`always_answer` is an HTTP status to refuse everything with, such as 429; it may be set and taken away later."""
+        self.always_answer = always_answer
         self.history: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.runs: dict[str, dict[str, Any]] = {}
         self.requests = 0
         self.artifacts: list[str] = []  # the name of each, as often as it was made
         self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, always_answer))
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
 
     def __enter__(self) -> WandbServer:
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -112,7 +113,7 @@ class WandbServer:
         }
 
 
-def _handler(server: WandbServer, always_answer: int | None) -> type[BaseHTTPRequestHandler]:
+def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -125,6 +126,7 @@ def _handler(server: WandbServer, always_answer: int | None) -> type[BaseHTTPReq
             if self.headers.get("Content-Encoding") == "gzip":
                 data = gzip.decompress(data)
             body: Answer = {}
+            always_answer = server.always_answer
             if always_answer is None and self.path == "/graphql":
                 asked = json.loads(data)
                 body = {"data": server.graphql(asked["query"], asked.get("variables") or {})}
