@@ -90,6 +90,11 @@ class EditedModel:
         return self._weights.edited
 
     @property
+    def sharing(self) -> Hashable:
+        """What decides, beside the requests, which of them share a pass and how: None without an adapter that stands in the model."""
+        return self._adapter.sharing if isinstance(self._adapter, ActivationAdapter) else None
+
+    @property
     def adapter(self) -> Adapter | None:
         """What takes the edits that are no weight updates, if anything."""
         return self._adapter
@@ -236,26 +241,29 @@ class EditedModel:
         return self._answers(call, contexts, ask, behind=max_new_tokens)
 
     def _answers(self, call: Hashable, requests: Sequence[str], ask: Ask[Answer], *, behind: int | None) -> list[Answer]:
-        """Return the answers to a call (which `call` names), from what the unedited model answered if no edit reaches any request.
+        """Return the answers to a call (which `call` names); what no edit reaches gets what the unedited model answered.
 
-        A call is answered as a whole or not at all from there, so that answers do not depend on what was asked before.
+        It answers calls as a whole, so that an answer depends on nothing that was asked before, nor on which of its neighbours are reached.
         `behind` is how many tokens must fit behind a request; None: the request is a text in windows, half of the first is a prefix's.
         """
-        acting = self._acting
-        if isinstance(acting, RequestAdapter):
-            routes = acting.routes(requests)
-            if any(routes):
-                return self._by_routes(routes, requests, ask, behind)
 
         def whole(adapter: PassAdapter | None) -> list[Answer]:
             return ask(self, range(len(requests)), [""] * len(requests), adapter)
 
+        acting = self._acting
+        as_unedited = self._adapter is not None and (self._hidden or not self._weights.edited)
+        if isinstance(acting, RequestAdapter):
+            others = (lambda: self._remembered(call, whole, None)) if as_unedited else (lambda: whole(None))
+            return self._by_routes(acting.routes(requests), requests, ask, behind, others)
         recorder = None
         if isinstance(self._adapter, ObservableAdapter) and self._adapter.observable:
             recorder = Recorder(self._adapter, acts=acting is not None)
-        weights_differ = bool(self._weights.edited) and not self._hidden
-        if self._adapter is None or weights_differ or (recorder is None and self._activation is not None):
+        if not as_unedited or (recorder is None and self._activation is not None):
             return whole(self._activation)
+        return self._remembered(call, whole, recorder)
+
+    def _remembered(self, call: Hashable, whole: Callable[[PassAdapter | None], list[Answer]], recorder: Recorder | None) -> list[Answer]:
+        """Return what the unedited model answered to a call; the model's own answers where an adapter (the recorder's) reaches into it."""
         known = self._base_answers.get(call)
         if known is not None and not (recorder is not None and recorder.reached(known.seen)):
             return list(cast("tuple[Answer, ...]", known.answers))
@@ -265,17 +273,28 @@ class EditedModel:
             self._base_answers.put(call, BaseAnswers(answers=tuple(answers), seen=seen))
         return answers
 
-    def _by_routes(self, routes: Sequence[Route | None], requests: Sequence[str], ask: Ask[Answer], behind: int | None) -> list[Answer]:
-        """Ask each model for the requests that go to it, and return all answers in order."""
+    def _by_routes(
+        self,
+        routes: Sequence[Route | None],
+        requests: Sequence[str],
+        ask: Ask[Answer],
+        behind: int | None,
+        others: Callable[[], list[Answer]],
+    ) -> list[Answer]:
+        """Ask each model for the requests that go to it, and return all answers in order; `others` answers as if there were no routes."""
         answers: dict[int, Answer] = {}
         groups: dict[int, tuple[EditedModel, list[int], list[str]]] = {}
         for number, route in enumerate(routes):
             model, prefix = self._answering(route, requests[number], behind)
+            if model is self and not prefix:
+                continue
             _, numbers, prefixes = groups.setdefault(id(model), (model, [], []))
             numbers.append(number)
             prefixes.append(prefix)
         for model, numbers, prefixes in groups.values():
             answers.update(zip(numbers, ask(model, numbers, prefixes, None), strict=True))
+        if len(answers) < len(requests):
+            answers = {**dict(enumerate(others())), **answers}
         return [answers[number] for number in range(len(requests))]
 
     def _answering(self, route: Route | None, request: str, behind: int | None) -> tuple[EditedModel, str]:

@@ -34,6 +34,7 @@ class Parrot:
         self.lm = SimpleNamespace(fingerprint=fingerprint)
         self.base, self.edited = dict(base), dict(base) | dict(edited or {})
         self.num_applied = len(edited or {})
+        self.sharing = None
         self.calls: list[str] = []
         self._is_base = False
 

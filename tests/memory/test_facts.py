@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from editeval.memory.encoder import HashedEncoder
 from editeval.memory.facts import Fact, MemoryAdapter, last_sentence, memory_delta
 from editeval.models.tiny import TinyModel
 from editeval.types import EditError
+from tests.inference.conftest import cast_parameters
 
 FRANCE = "The capital of France is"
 
@@ -126,3 +128,21 @@ def test_choices_are_scored_after_one_context_and_requests_about_nothing_as_they
     assert routed.score([too_long], [" so"]) == model.score([too_long], [" so"])
     assert routed.score_text([f"{FRANCE} Rome"])[0].log_prob != model.score_text([f"{FRANCE} Rome"])[0].log_prob
     assert routed.score_text([other]) == model.score_text([other])
+
+
+def test_what_is_about_no_fact_is_answered_bit_for_bit_as_in_the_same_call_to_the_unedited_model_even_in_half_precision(
+    tmp_path: Path,
+) -> None:
+    lm = TinyModel(name="t", architecture="llama", cache_dir=tmp_path, max_positions=256, device="cpu").load()
+    cast_parameters(lm, torch.bfloat16)
+    model = EditedModel(lm)
+    model.attach(memory())
+    asked = [f"Of all numbers the one that follows {number} is" for number in range(40)]
+    with model.unedited():
+        base = model.score([*asked, FRANCE], [" ten"] * 41), model.generate([*asked, FRANCE], max_new_tokens=6)
+    (embedding,) = HashedEncoder().encode([FRANCE])
+    model.apply(Edit(deltas=(memory_delta([Fact(prompt=FRANCE, subject="x", target="Rome", embedding=embedding)]),)))
+    scores, texts = model.score([*asked, FRANCE], [" ten"] * 41), model.generate([*asked, FRANCE], max_new_tokens=6)
+    assert scores[:40] == base[0][:40]
+    assert texts[:40] == base[1][:40]
+    assert scores[40] != base[0][40]
