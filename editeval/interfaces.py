@@ -170,6 +170,15 @@ class Fetches(Protocol):
 
 
 @runtime_checkable
+class FetchesModels(Fetches, Protocol):
+    """Something that names models by settings of its own, which must name the copies where there is no network."""
+
+    def found_in(self, folder: Path) -> Mapping[str, str]:
+        """Return the settings with which what `fetch(folder)` copied is found."""
+        ...
+
+
+@runtime_checkable
 class EditDataset(Protocol):
     """Facts to edit."""
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from editeval.datasets.corpus import Corpus
 from editeval.experiment import build
 from editeval.files import write_atomic
-from editeval.interfaces import Benchmark, EditDataset, Fetches, ModelSource
+from editeval.interfaces import Benchmark, EditDataset, EditMethod, Fetches, FetchesModels, ModelSource
 from editeval.types import EditevalError, Progress, SilentProgress, content_key
 
 MANIFEST = "prefetch.json"
@@ -40,7 +40,7 @@ class Prefetched:
 
 
 def prefetch(config: DictConfig, folder: Path, progress: Progress | None = None) -> Prefetched:
-    """Fetch the model, the facts, the corpus and the data of every benchmark that the config names, each part once.
+    """Fetch the model, the facts, the rows and models that the method learns from, the corpus and every benchmark's data, each part once.
 
     Raises:
         EditevalError: a part cannot be had; those before it are kept, so that the call can be repeated.
@@ -59,12 +59,14 @@ def prefetch(config: DictConfig, folder: Path, progress: Progress | None = None)
         if known is None or known["settings"] != settings or not _is_whole(folder, known["files"]):
             progress.message(f"{name}: fetching")
             paths = thing.fetch(folder)
+            if not paths:
+                continue  # all of it is at hand wherever the package is
             parts[name] = {"settings": settings, "files": {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}}
             write_atomic(folder / MANIFEST, json.dumps({"parts": parts}, indent=2, sort_keys=True) + "\n")
             fetched.append(name)
         used.append(name)
-        if name == "model":
-            overrides.append(f"model.name_or_path={_folder_of(folder, parts[name]['files'])}")
+        if isinstance(thing, FetchesModels):
+            overrides += [f"{name}.{setting}={value}" for setting, value in thing.found_in(folder).items()]
     files = {path: digest for name in used for path, digest in parts[name]["files"].items()}
     return Prefetched(folder=folder, files=files, fetched=tuple(fetched), overrides=tuple(overrides))
 
@@ -95,16 +97,14 @@ def _parts(config: DictConfig) -> Iterator[tuple[str, DictConfig, object]]:
     for name, node in (config.get("benchmark") or {}).items():
         yield f"benchmark.{name}", node, build(node, f"benchmark.{name}", Benchmark)
     yield "dataset", config.dataset, build(config.dataset, "dataset", EditDataset)
+    yield "training", config.training, build(config.training, "training", EditDataset)
+    yield "method", config.method, build(config.method, "method", EditMethod)
     yield "corpus", config.corpus, build(config.corpus, "corpus", Corpus)
     yield "model", config.model, build(config.model, "model", ModelSource)
 
 
 def _is_whole(folder: Path, files: Mapping[str, str]) -> bool:
     return all((folder / path).is_file() and file_hash(folder / path) == digest for path, digest in files.items())
-
-
-def _folder_of(folder: Path, files: Mapping[str, str]) -> Path:
-    return folder / Path(*Path(next(iter(files))).parts[:2])  # models/<name>
 
 
 def _read(folder: Path) -> dict[str, Any]:

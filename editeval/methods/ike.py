@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from editeval.datasets.training import TrainingSet
@@ -26,7 +27,7 @@ from editeval.inference.adapters import Route
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
 from editeval.memory.demonstrations import KINDS, DemonstrationPool, example, pool_of, question, statement_that_fits
-from editeval.memory.encoder import SentenceEncoder, encoder_identity, load_encoder
+from editeval.memory.encoder import HASHED, SentenceEncoder, encoder_found_in, encoder_identity, fetch_encoder, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
 from editeval.models.model import LanguageModel
 from editeval.types import ConfigError, EditevalError, EditRequest, ModelDescription, Progress
@@ -79,6 +80,18 @@ class IKE:
         encoder_identity(self.encoder)
         if self.demonstrations:
             self.training.check()
+
+    def fetch(self, folder: Path) -> tuple[Path, ...]:
+        """Copy the encoder into a folder for machines without network; return its files.
+
+        Raises:
+            ConfigError: it cannot be had.
+        """
+        return fetch_encoder(self.encoder, folder)
+
+    def found_in(self, folder: Path) -> Mapping[str, str]:
+        """Return where `fetch` put the encoder."""
+        return {} if self.encoder == HASHED else {"encoder": str(encoder_found_in(self.encoder, folder))}
 
     def adapter(self, lm: LanguageModel, cache: Cache, progress: Progress) -> ContextAdapter:
         """Return an empty memory, with the encoder on the model's device."""

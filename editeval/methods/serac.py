@@ -33,7 +33,7 @@ from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
 from editeval.keyvalue.archive import read_archive, write_archive
 from editeval.memory.demonstrations import question, statement_that_fits
-from editeval.memory.encoder import SentenceEncoder, encoder_identity, load_encoder
+from editeval.memory.encoder import HASHED, SentenceEncoder, encoder_found_in, encoder_identity, fetch_encoder, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
 from editeval.memory.settings import LearningSettings
 from editeval.models.gguf import file_sha256
@@ -103,6 +103,21 @@ class SERAC:
                     f"method.archive={self.archive} has no {part}.safetensors; give a folder with both parts, or null to train"
                 )
 
+    def fetch(self, folder: Path) -> tuple[Path, ...]:
+        """Copy encoder and counterfactual model into a folder for machines without network; return the files.
+
+        Raises:
+            ConfigError: one of them cannot be had.
+        """
+        small = () if self.counterfactual is None else self._small(folder).fetch(folder)
+        return (*fetch_encoder(self.encoder, folder), *small)
+
+    def found_in(self, folder: Path) -> Mapping[str, str]:
+        """Return where `fetch` put them."""
+        encoder = {} if self.encoder == HASHED else {"encoder": str(encoder_found_in(self.encoder, folder))}
+        small = {} if self.counterfactual is None else {"counterfactual": self._small(folder).found_in(folder)["name_or_path"]}
+        return {**encoder, **small}
+
     def adapter(self, lm: LanguageModel, cache: Cache, progress: Progress) -> CounterfactualAdapter:
         """Return an empty memory with both parts: from `archive`, from the cache, or trained now."""
         encoder, similarity = self._scope(lm, cache, progress)
@@ -169,10 +184,12 @@ class SERAC:
         progress.message(f"training a scope classifier on {len(rows)} rows of {self.training.name}; later runs read it")
         learner = ScopeLearner(encoder, rows, threshold=self.similarity).to(device)
         settings = replace(self._learning_settings, learning_rate=self.scope_learning_rate)
-        curve = train(learner, rows, settings, device=device, what="scope classifier", progress=progress)
+        partial = path.with_suffix(".partial.safetensors")
+        curve = train(learner, rows, settings, partial=partial, device=device, what="scope classifier", progress=progress)
         best = min(curve, key=lambda validation: validation.loss)
         about = {**belongs, "similarity": learner.similarity, "text": f"best at step {best.step}: {best.text()}"}
         write_archive(path, dict(encoder.state_dict()), {**about, "rows": len(rows), "curve": [asdict(each) for each in curve]}, kind=KIND)
+        partial.unlink(missing_ok=True)
 
     def _reader(self, lm: LanguageModel, cache: Cache, progress: Progress) -> LanguageModel:
         """Return the trained counterfactual model."""
@@ -198,10 +215,17 @@ class SERAC:
         what = self.counterfactual or "a copy of the edited model"
         progress.message(f"training {what} ({size / 1e6:.1f} million parameters) to answer by a fact, on {len(rows)} rows")
         device = next(reader.module.parameters()).device
-        curve = train(ReaderLearner(reader), rows, self._learning_settings, device=device, what="counterfactual model", progress=progress)
+        settings, partial = self._learning_settings, path.with_suffix(".partial.safetensors")
+        curve = train(ReaderLearner(reader), rows, settings, partial=partial, device=device, what="counterfactual model", progress=progress)
         best = min(curve, key=lambda validation: validation.loss)
         about = {**belongs, "text": f"best at step {best.step}: {best.text()}", "rows": len(rows)}
         write_archive(path, dict(reader.module.named_parameters()), {**about, "curve": [asdict(each) for each in curve]}, kind=KIND)
+        partial.unlink(missing_ok=True)
+
+    def _small(self, cache_dir: Path, *, device: str = "cpu") -> PretrainedModel:
+        """Return the source of the counterfactual model, where one is named."""
+        name_or_path = str(self.counterfactual)
+        return PretrainedModel(name=Path(name_or_path).name, name_or_path=name_or_path, cache_dir=cache_dir, device=device)
 
     def _untrained(self, lm: LanguageModel, cache: Cache) -> LanguageModel:
         """Return the counterfactual model before training, in float32.
@@ -212,8 +236,7 @@ class SERAC:
         if self.counterfactual is None:
             return replace(lm, module=cast_to(copy.deepcopy(lm.module), torch.float32))
         device = str(lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
-        source = PretrainedModel(name=Path(self.counterfactual).name, name_or_path=self.counterfactual, cache_dir=cache.root, device=device)
-        small = source.load()
+        small = self._small(cache.root, device=device).load()
         if small.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
             raise ConfigError(
                 f"method.counterfactual={self.counterfactual} has another vocabulary ({len(small.tokenizer)} tokens) than "

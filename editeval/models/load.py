@@ -135,6 +135,10 @@ class PretrainedModel:
             raise ConfigError(f"model {self.label}: {checkpoint} has no safetensors; convert it, or give another model.revision")
         return files
 
+    def found_in(self, folder: Path) -> Mapping[str, str]:
+        """Return where `fetch` put the model."""
+        return {"name_or_path": str(folder / "models" / self.label)}
+
     def fingerprint(self) -> str:
         """Return the content hash of the weights as loaded; weights are read only when it is not in the cache yet."""
         return self._cached_fingerprint(self.config(), lambda: self.load().fingerprint)

@@ -18,8 +18,12 @@ TEXTS = ["The capital of France is", "France", "Of all the cities of France the 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random BERT with a vocabulary of words, laid out like a sentence encoder of the hub."""
-    path = tmp_path_factory.mktemp("bert")
+    return tiny_encoder(tmp_path_factory.mktemp("bert"))
+
+
+def tiny_encoder(path: Path) -> Path:
+    """Fill a folder with a random BERT with a vocabulary of words, laid out like a sentence encoder of the hub."""
+    path.mkdir(exist_ok=True)
     words = sorted({word.strip(",").lower() for text in TEXTS for word in text.split()})
     (path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ",", *words]))
     BertTokenizerFast(vocab=str(path / "vocab.txt")).save_pretrained(path)

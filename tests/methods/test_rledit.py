@@ -65,7 +65,6 @@ def course(lm: LanguageModel) -> Callable[..., SequenceCourse]:
     def made(*, memory: int = 2, decay: float = 0.5, norm_weight: float = 0.1) -> SequenceCourse:
         return SequenceCourse(
             lm=lm,
-            learning=LEARNED,
             sites=tuple(edited.path for edited in edited_maps(lm, [2, 3])),
             first=2,
             settings=METHOD._learning_settings,

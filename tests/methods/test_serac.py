@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from omegaconf import DictConfig
+from safetensors.torch import load_file
 
 from editeval.experiment import build
 from editeval.files import Cache
@@ -22,6 +23,7 @@ from editeval.models.tiny import TinyModel
 from editeval.types import ConfigError, EditRequest, Probe, SilentProgress
 from tests.methods.reading import FACTS, gains, reading_model
 
+Item = TypeVar("Item")
 OTHER = "Yes, the weather is fine and"
 
 
@@ -67,6 +69,43 @@ def test_both_parts_are_trained_once(compose_config: Callable[..., DictConfig], 
     assert not any(line.startswith("training") for line in second.lines)
     assert [line.split(":")[0] for line in second.lines] == ["scope classifier", "counterfactual model"]
     assert len(list((trained.root / "serac-scope").iterdir())) == len(list((trained.root / "serac-counterfactual").iterdir())) == 1
+
+
+class KilledError(Exception):
+    """Stands for a kill: nothing after it runs."""
+
+
+class KilledAt(Said):
+    """Dies when the step with this number of a part's training begins."""
+
+    def __init__(self, part: str, step: int) -> None:
+        super().__init__()
+        self._part = part
+        self._step = step
+
+    def track(self, items: Iterable[Item], *, description: str, total: int | None = None) -> Iterator[Item]:
+        for number, item in enumerate(items):
+            if description == self._part and number == self._step:
+                raise KilledError
+            yield item
+
+
+@pytest.mark.parametrize("part", ["scope classifier", "counterfactual model"])
+def test_training_that_was_killed_goes_on_and_ends_like_unbroken_training(
+    compose_config: Callable[..., DictConfig], trained: Cache, tmp_path: Path, part: str
+) -> None:
+    quick = method(compose_config, "method.max_steps=6", "method.validate_every=2")
+    unbroken, killed = Cache(tmp_path / "unbroken"), Cache(tmp_path / "killed")
+    quick.prepare(EditedModel(reading_model(trained.root)), unbroken, SilentProgress())
+    with pytest.raises(KilledError):
+        quick.prepare(EditedModel(reading_model(trained.root)), killed, KilledAt(part, 5))
+    said = Said()
+    quick.prepare(EditedModel(reading_model(trained.root)), killed, said)
+    assert f"{part} goes on from step 4 of 6" in said.lines
+    for kind in ("serac-scope", "serac-counterfactual"):
+        (ours,), (expected,) = (list((cache.root / kind).iterdir()) for cache in (killed, unbroken))
+        ours_tensors, expected_tensors = load_file(ours), load_file(expected)
+        assert [name for name, tensor in expected_tensors.items() if not torch.equal(ours_tensors[name], tensor)] == []
 
 
 def test_the_classifier_learns_to_leave_neighbours_alone() -> None:
