@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +66,23 @@ def test_a_job_that_is_handed_in_again_continues(hit: tuple[str, str], cluster: 
     cluster.until_over()
     assert "1 done" in cluster.status()
     assert launches(cluster) == 2
+    assert cluster.program.edits_logged() == EDITS
+    assert_same_as_unbroken(cluster.program)
+
+
+def test_a_job_that_runs_out_of_its_time_hands_itself_in_again_and_continues(
+    cluster: Cluster, assert_same_as_unbroken: SameAsUnbroken
+) -> None:
+    cluster.submit("hydra.launcher.timeout_min=2", "hydra.launcher.signal_delay_s=10")  # Slurm may say so a minute early
+    cluster.until_editing()
+    process = process_of(cluster)
+    os.kill(process, signal.SIGSTOP)  # so slow that its minutes are not enough
+    cluster.slurm.wait(lambda: not is_asleep(process), "the signal before the time limit", seconds=240)
+    with suppress(ProcessLookupError):  # Slurm may have woken it itself
+        os.kill(process, signal.SIGCONT)
+    cluster.until_over(seconds=400)
+    assert "1 done" in cluster.status()
+    assert launches(cluster) >= 2
     assert cluster.program.edits_logged() == EDITS
     assert_same_as_unbroken(cluster.program)
 
@@ -126,6 +145,15 @@ def test_jobs_that_the_queue_refuses_are_said_in_its_words(cluster: Cluster) -> 
     assert "nvalid partition" in output
     assert "Traceback" not in output
     assert "1 missing" in cluster.status()
+
+
+def is_asleep(process: int) -> bool:
+    """Whether a process is stopped and no USR2 waits for it."""
+    try:
+        lines = dict(line.split(":\t", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines() if ":\t" in line)
+    except OSError:
+        return False
+    return lines["State"].startswith("T") and not int(lines["ShdPnd"], 16) >> (signal.SIGUSR2 - 1) & 1
 
 
 def launches(cluster: Cluster) -> int:
