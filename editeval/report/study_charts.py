@@ -340,4 +340,7 @@ def _key(one: Series) -> tuple[str, str, str]:
 
 
 def _short(column: Column) -> str:
-    return (column.task if column.task == column.benchmark else f"{column.benchmark} {column.task}").replace("_", " ")
+    """Return benchmark and task, no word twice and none that the protocol says anyway."""
+    words = re.split(r"[\s_-]+", f"{column.benchmark} {column.task}")
+    said = set(re.split(r"[\s_-]+", column.protocol))
+    return " ".join(word for word in dict.fromkeys(words) if word not in said) or column.benchmark
