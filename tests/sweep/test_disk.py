@@ -6,11 +6,13 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import REPOSITORY
 from tests.sweep.commands import Program
 
 RUNGS = "num_edits=[1,4]"
@@ -63,6 +65,19 @@ def test_files_from_a_machine_whose_clock_is_a_day_off_are_continued_from(broken
         os.utime(path, (moment, moment))
     broken.launch(RUNGS)
     assert_same(broken, unbroken)
+
+
+def test_two_live_jobs_whose_clocks_are_a_day_apart_end_like_one(unbroken: Program, cache_dir: Path, tmp_path: Path) -> None:
+    clock = "import time\nnow, now_ns = time.time, time.time_ns\n"
+    clock += f"time.time = lambda: now() + {DAY}\ntime.time_ns = lambda: now_ns() + {DAY} * 10**9\n"
+    (tmp_path / "clock").mkdir()
+    (tmp_path / "clock" / "sitecustomize.py").write_text(clock)
+    program = Program(runs=tmp_path / "runs", cache=cache_dir)
+    ahead = Program(runs=program.runs, cache=cache_dir, environment={"PYTHONPATH": f"{tmp_path / 'clock'}{os.pathsep}{REPOSITORY}"})
+    assert int(ahead.run([sys.executable, "-c", "import time; print(int(time.time()))"])) > time.time() + DAY / 2
+    jobs = [one.start(RUNGS) for one in (program, ahead, program)]
+    assert [job.wait(timeout=400) for job in jobs] == [0, 0, 0]
+    assert_same(program, unbroken)
 
 
 def test_a_disk_that_is_full_fails_the_run_in_words_and_loses_nothing(cache_dir: Path, unbroken: Program, tmp_path: Path) -> None:
