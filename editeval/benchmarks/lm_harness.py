@@ -35,7 +35,7 @@ from editeval.interfaces import EvaluationContext
 from editeval.models.prompt_format import CHAT, RAW, chat_text, check_format, check_template
 from editeval.types import ConfigError, DatasetError, Evaluation, Progress, SilentProgress
 
-VERSION = "3"  # raised whenever the same model, tasks and data would give other numbers
+VERSION = "4"  # raised whenever the same model, tasks and data would give other numbers
 OUR_TASKS = Path(__file__).parent / "tasks"
 
 

@@ -54,7 +54,7 @@ class EditedModel:
     `batch_tokens` bounds the tokens of one pass through the model, padding counted. Scores do not depend on it in float32.
 
     Requests that come again are not tokenised and packed again; nor, where edits stand beside the weights, computed again if no edit
-    reaches any request of their call.
+    reaches them (those that are routed apart: one by one; those that meet an adapter within a pass: call by call).
     """
 
     lm: LanguageModel

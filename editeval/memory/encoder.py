@@ -173,6 +173,11 @@ def fetch_encoder(setting: str, folder: Path) -> tuple[Path, ...]:
     return tuple(sorted(path for path in target.iterdir() if path.is_file()))
 
 
+def encoder_settings_in(setting: str, folder: Path) -> dict[str, str]:
+    """Return the method's setting with which what `fetch_encoder` copied is found; none of `hashed`."""
+    return {} if setting == HASHED else {"encoder": str(encoder_found_in(setting, folder))}
+
+
 def encoder_found_in(setting: str, folder: Path) -> Path:
     """Return where `fetch_encoder` puts an encoder inside a folder."""
     return folder / "encoders" / Path(setting.removeprefix(SCHEME)).name

@@ -27,7 +27,7 @@ from editeval.inference.adapters import Route
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
 from editeval.memory.demonstrations import KINDS, DemonstrationPool, example, pool_of, question, statement_that_fits
-from editeval.memory.encoder import HASHED, SentenceEncoder, encoder_found_in, encoder_identity, fetch_encoder, load_encoder
+from editeval.memory.encoder import SentenceEncoder, encoder_identity, encoder_settings_in, fetch_encoder, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
 from editeval.models.model import LanguageModel
 from editeval.types import ConfigError, EditevalError, EditRequest, ModelDescription, Progress
@@ -91,7 +91,7 @@ class IKE:
 
     def found_in(self, folder: Path) -> Mapping[str, str]:
         """Return where `fetch` put the encoder."""
-        return {} if self.encoder == HASHED else {"encoder": str(encoder_found_in(self.encoder, folder))}
+        return encoder_settings_in(self.encoder, folder)
 
     def adapter(self, lm: LanguageModel, cache: Cache, progress: Progress) -> ContextAdapter:
         """Return an empty memory, with the encoder on the model's device."""

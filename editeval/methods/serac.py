@@ -33,7 +33,7 @@ from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
 from editeval.keyvalue.archive import read_archive, write_archive
 from editeval.memory.demonstrations import question, statement_that_fits
-from editeval.memory.encoder import HASHED, SentenceEncoder, encoder_found_in, encoder_identity, fetch_encoder, load_encoder
+from editeval.memory.encoder import SentenceEncoder, encoder_identity, encoder_settings_in, fetch_encoder, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
 from editeval.memory.settings import LearningSettings
 from editeval.models.gguf import file_sha256
@@ -114,9 +114,8 @@ class SERAC:
 
     def found_in(self, folder: Path) -> Mapping[str, str]:
         """Return where `fetch` put them."""
-        encoder = {} if self.encoder == HASHED else {"encoder": str(encoder_found_in(self.encoder, folder))}
         small = {} if self.counterfactual is None else {"counterfactual": self._small(folder).found_in(folder)["name_or_path"]}
-        return {**encoder, **small}
+        return {**encoder_settings_in(self.encoder, folder), **small}
 
     def adapter(self, lm: LanguageModel, cache: Cache, progress: Progress) -> CounterfactualAdapter:
         """Return an empty memory with both parts: from `archive`, from the cache, or trained now."""
