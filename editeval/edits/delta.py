@@ -29,6 +29,36 @@ class DenseDelta:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TunedDelta:
+    """dW of one parameter as Adam makes it from zero, by its gradients: a fraction of the bytes of dW, and the same change bit for bit.
+
+    Step s goes by the gradient sum_i left[a + i] right[b + i]^T, i < n, with a, b, n = `steps[s]`: of n positions, `left` (R, d_out) is
+    the gradient of the loss at the map's output and `right` (M, d_in) what went into the map, both float32. `steps` (S, 3) is int64.
+    No element of dW gets larger than `max_change` (None: no bound). All on the CPU.
+    """
+
+    parameter: str
+    left: Tensor
+    right: Tensor
+    steps: Tensor
+    learning_rate: float
+    max_change: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectedDelta:
+    """dW = left @ right at chosen elements of one parameter, 0 at the others: left (d_out, r), right (r, d_in), float32 on the CPU.
+
+    `selected` (uint8, d_out d_in / 8 rounded up) has a bit an element, row by row, the first in the highest bit.
+    """
+
+    parameter: str
+    left: Tensor
+    right: Tensor
+    selected: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
 class CodebookDelta:
     """Entries of the codebook at one site (GRACE), whole, as they are after the edit.
 
@@ -78,7 +108,7 @@ class MemoryDelta:
     embeddings: Tensor
 
 
-WeightDelta = LowRankDelta | DenseDelta
+WeightDelta = LowRankDelta | DenseDelta | TunedDelta | SelectedDelta
 AdapterDelta = CodebookDelta | SideMemoryDelta | MemoryDelta
 Delta = WeightDelta | AdapterDelta
 

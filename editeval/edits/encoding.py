@@ -15,12 +15,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editeval.edits.delta import CodebookDelta, Delta, DenseDelta, Edit, LowRankDelta, MemoryDelta, SideMemoryDelta
+from editeval.edits.delta import (
+    CodebookDelta,
+    Delta,
+    DenseDelta,
+    Edit,
+    LowRankDelta,
+    MemoryDelta,
+    SelectedDelta,
+    SideMemoryDelta,
+    TunedDelta,
+)
 from editeval.types import JournalError
 
 DELTA_KINDS: dict[str, type[Delta]] = {
     "low_rank": LowRankDelta,
     "dense": DenseDelta,
+    "tuned": TunedDelta,
+    "selected": SelectedDelta,
     "codebook": CodebookDelta,
     "side_memory": SideMemoryDelta,
     "memory": MemoryDelta,

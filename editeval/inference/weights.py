@@ -14,7 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from editeval.edits.delta import LowRankDelta, WeightDelta
+from editeval.edits.delta import WeightDelta
+from editeval.edits.dense import dense, shape_of
 from editeval.models.model import LanguageModel
 from editeval.types import EditError, EditevalError
 
@@ -35,8 +36,7 @@ class EditedWeights:
     def add(self, deltas: Sequence[WeightDelta]) -> None:
         """Add the deltas to the masters, and round them into the parameters. All of them, or on an error none.
 
-        The sum does not depend on the device, the number of threads or the live state of a run: a rank-one product is rounded once
-        to float32, a product of higher rank is summed in float64 first.
+        The sum does not depend on the device, the number of threads or the live state of a run (see `edits.dense`).
 
         Raises:
             EditError: a parameter is unknown, a shape is wrong, a number is not finite, or nothing would change.
@@ -128,7 +128,7 @@ class EditedWeights:
         for delta in deltas:
             name = self._resolve(delta.parameter)
             old = new[name] if name in new else self.current(name)
-            new[name] = old + _dense(delta, like=old)
+            new[name] = old + _checked_dense(delta, like=old)
         for name, matrix in new.items():
             if not torch.isfinite(matrix.to(self._parameters[name].dtype)).all():
                 raise EditError(f"the edited {name} is not finite; nothing was applied; check learning rate and clamp")
@@ -148,27 +148,22 @@ class EditedWeights:
         parameter.copy_(self._turn(name, matrix))
 
 
-def _dense(delta: WeightDelta, *, like: Tensor) -> Tensor:
+def _checked_dense(delta: WeightDelta, *, like: Tensor) -> Tensor:
     """Return dW (d_out, d_in) in float32 on the device of `like`, after all checks.
 
     Raises:
         EditError: wrong shape, or numbers that are not finite.
     """
-    factors = (delta.left, delta.right) if isinstance(delta, LowRankDelta) else (delta.value,)
-    if isinstance(delta, LowRankDelta) and not (delta.left.ndim == delta.right.ndim == 2 and delta.left.shape[1] == delta.right.shape[0]):
-        raise EditError(
-            f"delta of {delta.parameter}: left {_shape(delta.left)} and right {_shape(delta.right)} are not (d_out, r) and (r, d_in)"
-        )
-    shape = (delta.left.shape[0], delta.right.shape[1]) if isinstance(delta, LowRankDelta) else tuple(delta.value.shape)
+    tensors = [value for value in vars(delta).values() if isinstance(value, Tensor)]
+    if not all(torch.isfinite(tensor).all() for tensor in tensors):
+        raise EditError(f"delta of {delta.parameter} holds numbers that are not finite; nothing was applied")
+    shape = shape_of(delta)
+    if shape is None:
+        sizes = ", ".join(str(_shape(tensor)) for tensor in tensors)
+        raise EditError(f"delta of {delta.parameter}: tensors of {sizes} are not what a {type(delta).__name__} is made of")
     if shape != tuple(like.shape):
         raise EditError(f"delta of {delta.parameter} is {shape}; the weight is {tuple(like.shape)} (d_out, d_in)")
-    if not all(torch.isfinite(factor).all() for factor in factors):
-        raise EditError(f"delta of {delta.parameter} holds numbers that are not finite; nothing was applied")
-    moved = [factor.to(device=like.device, dtype=torch.float32) for factor in factors]
-    if len(moved) == 1:
-        return moved[0]
-    left, right = moved
-    return left * right if left.shape[1] == 1 else (left.double() @ right.double()).float()
+    return dense(delta, like.device)
 
 
 def _shape(tensor: Tensor) -> tuple[int, ...]:

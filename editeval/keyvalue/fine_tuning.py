@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 from transformers.pytorch_utils import Conv1D
 
-from editeval.keyvalue.adam import adam, new_moments
+from editeval.edits.delta import WeightDelta
+from editeval.edits.dense import Tuning
 from editeval.keyvalue.lookup import Located, locate
 from editeval.keyvalue.suffix import next_token_logits
-from editeval.keyvalue.upper import UpperPass, changed
+from editeval.keyvalue.upper import Seen, UpperPass, changed
 from editeval.models.model import LanguageModel
 from editeval.types import ConfigError, EditError, EditRequest
 
@@ -69,9 +70,13 @@ class TuningSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned:
-    """Changes (d_out, d_in) by path of the map, float32 on the CPU, and the mean loss of each epoch, in nats."""
+    """The change of each map (d_out, d_in), by its path, as the smallest delta of it; and the mean loss of each epoch, in nats.
 
-    changes: Mapping[str, Tensor]
+    A map that did not change has no delta. `norms` are of the changes.
+    """
+
+    deltas: Mapping[str, WeightDelta]
+    norms: Mapping[str, float]
     losses: tuple[float, ...]
 
 
@@ -121,33 +126,29 @@ def tune(
     Raises:
         EditError: with the ids of the batch, when its loss is not a finite number.
     """
-    changes = {site: _zeros(lm, site) for site in sites}
-    moments = {site: new_moments(change) for site, change in changes.items()}
+    tunings = {site: _tuning(lm, site, settings) for site in sites}
     batches = _batches(lm, rows, batch_size, first=first)
     losses: list[float] = []
-    step = 0
     for epoch in range(settings.num_epochs):
         if order is not None:
             batches = _batches(lm, [rows[number] for number in order(epoch)], batch_size, first=first)
         total = 0.0
         for batch in batches:
-            loss = batch.loss(changes)
+            loss = batch.loss({site: tuning.change for site, tuning in tunings.items()})
             value = float(loss.detach())
             total += value * len(batch.rows)
             if value < settings.stop_loss:
                 continue
-            step += 1
-            gradients = torch.autograd.grad(loss, list(changes.values()))
-            with torch.no_grad():
-                for (site, change), gradient in zip(changes.items(), gradients, strict=True):
-                    moved = adam(change, gradient, moments[site], step=step, learning_rate=settings.learning_rate)
-                    if settings.max_change is not None:
-                        moved = moved.clamp(-settings.max_change, settings.max_change)
-                    change.copy_(moved)
+            for site, (left_ND, right_NI) in batch.gradients(loss).items():
+                tunings[site].step(left_ND, right_NI)
         losses.append(total / len(rows))
         if losses[-1] < settings.stop_loss:
             break
-    return Tuned(changes={site: change.detach().cpu() for site, change in changes.items()}, losses=tuple(losses))
+    return Tuned(
+        deltas={site: tuning.delta(f"{site}.weight") for site, tuning in tunings.items() if bool(tuning.change.any())},
+        norms={site: float(tuning.change.norm()) for site, tuning in tunings.items()},
+        losses=tuple(losses),
+    )
 
 
 def linear_maps(module: nn.Module, path: str) -> tuple[str, ...]:
@@ -175,6 +176,9 @@ class TuningBatch:
         self._positions = torch.tensor([item[1] for item in scored])
         self._tokens = torch.tensor([item[2] for item in scored])
         self._weights = torch.tensor([item[3] for item in scored])
+        lengths = torch.tensor([len(row.input_ids) for row in rows])
+        self._real_BT = torch.arange(int(lengths.max())) < lengths[:, None]
+        self._seen = Seen({}, {})
 
     def loss(self, changes: Mapping[str, Tensor]) -> Tensor:
         """Return the loss with these changes of linear maps, with its graph.
@@ -182,7 +186,7 @@ class TuningBatch:
         Raises:
             EditError: with the ids of the rows, when it is not a finite number.
         """
-        with torch.enable_grad(), changed(self._lm.module, changes):
+        with torch.enable_grad(), changed(self._lm.module, changes) as self._seen:
             hidden_BTD = self._pass.hidden()
         device = hidden_BTD.device
         with torch.enable_grad():
@@ -196,12 +200,24 @@ class TuningBatch:
             )
         return loss
 
+    def gradients(self, loss: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the gradient of each changed map's weight at the last `loss`, as factors: the sum of left[n] right[n]^T.
+
+        Of N positions, left (N, d_out) is the gradient at the map's output, right (N, d_in) its input; float32.
+        """
+        found = torch.autograd.grad(loss, list(self._seen.outputs.values()))
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
+        for (site, inputs_BTI), gradient_BTD in zip(self._seen.inputs.items(), found, strict=True):
+            counts_BT = self._real_BT.to(gradient_BTD.device) & (gradient_BTD != 0).any(-1)
+            factors[site] = (gradient_BTD[counts_BT].float(), inputs_BTI[counts_BT].float())
+        return factors
+
 
 def _batches(lm: LanguageModel, rows: Sequence[TargetRow], batch_size: int, *, first: int) -> list[TuningBatch]:
     return [TuningBatch(lm, rows[start : start + batch_size], first=first) for start in range(0, len(rows), batch_size)]
 
 
-def _zeros(lm: LanguageModel, site: str) -> Tensor:
+def _tuning(lm: LanguageModel, site: str, settings: TuningSettings) -> Tuning:
     weight = lm.module.get_submodule(site).get_parameter("weight")
     shape = weight.shape[::-1] if isinstance(lm.module.get_submodule(site), Conv1D) else weight.shape
-    return torch.zeros(shape, dtype=torch.float32, device=weight.device, requires_grad=True)
+    return Tuning(shape, learning_rate=settings.learning_rate, max_change=settings.max_change, device=weight.device)

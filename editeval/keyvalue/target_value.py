@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from editeval.keyvalue.adam import adam, new_moments
+from editeval.edits.adam import adam, new_moments
 from editeval.keyvalue.lookup import Located, locate, locate_request
 from editeval.keyvalue.suffix import SuffixPass, next_token_logits
 from editeval.models.model import LanguageModel

@@ -6,19 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from editeval.edits.delta import Delta, LowRankDelta, WeightDelta
+from editeval.edits.delta import Delta, WeightDelta
+from editeval.edits.dense import dense
 from editeval.types import EditError, EditRequest
 
 
-def dense(delta: WeightDelta) -> Tensor:
-    """Return dW (d_out, d_in), float32 on the CPU; a product of factors is summed in float64."""
-    if isinstance(delta, LowRankDelta):
-        return (delta.left.cpu().double() @ delta.right.cpu().double()).float()
-    return delta.value.cpu().float()
-
-
 def dense_by_parameter(deltas: Sequence[WeightDelta]) -> dict[str, Tensor]:
-    """Return the sum of all deltas of each parameter."""
+    """Return the sum of all deltas of each parameter, on the CPU."""
     found: dict[str, Tensor] = {}
     for delta in deltas:
         value = dense(delta)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,18 +53,30 @@ class UpperPass:
         return hidden_BTD
 
 
-@contextmanager
-def changed(module: nn.Module, deltas: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context the linear maps at these paths act as if their deltas (d_out, d_in) had been written into them."""
+@dataclass(frozen=True)
+class Seen:
+    """Of the passes within `changed`: what went into each map (B, T, d_in), and what came out (B, T, d_out), to take gradients at."""
 
-    def adder(delta_OI: Tensor) -> Any:
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+
+@contextmanager
+def changed(module: nn.Module, deltas: Mapping[str, Tensor]) -> Iterator[Seen]:
+    """Within the context the linear maps at these paths act as if their deltas (d_out, d_in) had been written into them."""
+    seen = Seen({}, {})
+
+    def adder(path: str, delta_OI: Tensor) -> Any:
         def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
             added: Tensor = arguments[0].float() @ delta_OI.to(output.device).T
-            return (added + output.float()).to(output.dtype)
+            result = (added + output.float()).to(output.dtype)
+            seen.inputs[path] = arguments[0].detach()
+            seen.outputs[path] = result if result.requires_grad else result.requires_grad_()
+            return seen.outputs[path]
 
         return hook
 
     with ExitStack() as stack:
         for path, delta in deltas.items():
-            stack.callback(module.get_submodule(path).register_forward_hook(adder(delta)).remove)
-        yield
+            stack.callback(module.get_submodule(path).register_forward_hook(adder(path, delta)).remove)
+        yield seen

@@ -7,8 +7,9 @@ FT-L is the constrained fine-tuning of Meng et al. 2022, arXiv:2202.05262, appen
 may move by more than `max_change`. As published, all tokens of the target are made likely at the last position of the prompt, which is
 right for a target of one token only. FT-M (Zhang et al. 2024, arXiv:2401.01286) predicts each token where it stands.
 
-An edit changes the whole matrix, so each takes 4 bytes a weight in the journal. A fact that the model says already (a long sequence of
-fine-tuning makes it say the same targets everywhere) gives an edit without a change, as published: `epochs` is 1 in its diagnostics.
+An edit changes the whole matrix; the journal holds the gradients that made the change, which are few vectors (`TunedDelta`).
+A fact that the model says already (a long sequence of fine-tuning makes it say the same targets everywhere) gives an edit without a
+change, as published: `epochs` is 1 in its diagnostics.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from editeval.edits.delta import DenseDelta, Edit
+from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.fine_tuning import SCORED_AT, TuningSettings, target_row, tune
@@ -80,8 +81,6 @@ class FineTuning:
         layer = self._layer(lm.description)
         if self.layer is None:
             progress.message(f"method.layer is not set: tuning layer {layer} of {lm.description.num_layers}, the published relative depth")
-        megabytes = 4 * lm.description.hidden_size * lm.description.intermediate_size / 1e6
-        progress.message(f"fine-tuning changes a whole matrix: each edit takes {megabytes:.1f} MB of the journal")
         return Editor(lm=lm, layer=layer, method=self)
 
     def _layer(self, model: ModelDescription) -> int:
@@ -108,12 +107,10 @@ class Editor:
         rows = [target_row(lm.tokenizer, request, scored_at=method.scored_at, max_tokens=limit) for request in requests]
         site = lm.sites.mlp_out.format(self.layer)
         tuned = tune(lm, rows, [site], method.tuning_settings, batch_size=method.facts_per_step, first=self.layer)
-        change = tuned.changes[site]
         diagnostics = {
             "loss_first": tuned.losses[0],
             "loss_last": tuned.losses[-1],
             "epochs": float(len(tuned.losses)),
-            "update_norm": float(change.norm()),
+            "update_norm": tuned.norms[site],
         }
-        delta = DenseDelta(parameter=f"{site}.weight", value=change.contiguous())
-        return Edit(deltas=(delta,) if diagnostics["update_norm"] > 0 else (), diagnostics=diagnostics)
+        return Edit(deltas=tuple(tuned.deltas.values()), diagnostics=diagnostics)

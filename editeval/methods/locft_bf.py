@@ -6,7 +6,7 @@ Yang et al. 2025, "Fine-tuning Done Right in Model Editing", arXiv:2509.22072.
 
 Every epoch goes once through all facts in a new order, a step for each mini-batch; targets end with the end-of-sequence token. It needs all
 facts at once, so it is not streaming: one edit writes them. What is tuned are the linear maps of one place in one layer; norms and
-biases stay. An edit takes 4 bytes a weight in the journal.
+biases stay. The one edit takes 4 bytes a weight in the journal where it has more gradients than that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from editeval.edits.delta import DenseDelta, Edit
+from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.fine_tuning import TuningSettings, linear_maps, target_row, tune
@@ -116,12 +116,10 @@ class Editor:
 
         size = method.facts_per_step
         tuned = tune(lm, rows, self.sites, method.tuning_settings, batch_size=size, first=self.layer, order=order)
-        changed = {site: change for site, change in tuned.changes.items() if bool(change.any())}
         diagnostics = {
             "loss_first": tuned.losses[0],
             "loss_last": tuned.losses[-1],
             "epochs": float(len(tuned.losses)),
-            "update_norm": sum(float(change.norm()) ** 2 for change in changed.values()) ** 0.5,
+            "update_norm": sum(norm**2 for norm in tuned.norms.values()) ** 0.5,
         }
-        deltas = tuple(DenseDelta(parameter=f"{site}.weight", value=change.contiguous()) for site, change in changed.items())
-        return Edit(deltas=deltas, diagnostics=diagnostics)
+        return Edit(deltas=tuple(tuned.deltas.values()), diagnostics=diagnostics)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
+from editeval.edits.adam import adam, new_moments
 from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.keyvalue.adam import adam, new_moments
 from editeval.keyvalue.fine_tuning import TuningBatch, target_row
 from editeval.keyvalue.spread import check_batch
 from editeval.models.model import LanguageModel

@@ -28,11 +28,12 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from editeval.edits.delta import Delta, Edit, LowRankDelta
+from editeval.edits.dense import dense
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod
 from editeval.interfaces import Editor as InnerEditor
-from editeval.keyvalue.updates import dense, dense_by_parameter, weight_deltas
+from editeval.keyvalue.updates import dense_by_parameter, weight_deltas
 from editeval.types import ConfigError, EditRequest, ModelDescription, Progress
 
 PREFIX = "prune"

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from editeval.edits.delta import DenseDelta, Edit, LowRankDelta, WeightDelta
+from editeval.edits.dense import dense
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, Predictable, UsesStatistics
@@ -84,9 +85,10 @@ class Editor:
 
 
 def _random_like(delta: WeightDelta, generator: torch.Generator) -> WeightDelta:
-    if isinstance(delta, DenseDelta):
-        value = _noise(delta.value, generator)
-        return DenseDelta(parameter=delta.parameter, value=value * (delta.value.norm() / value.norm()))
+    if not isinstance(delta, LowRankDelta):  # of full rank, as far as anybody knows
+        whole = dense(delta)
+        value = _noise(whole, generator)
+        return DenseDelta(parameter=delta.parameter, value=value * (whole.norm() / value.norm()))
     noise = LowRankDelta(parameter=delta.parameter, left=_noise(delta.left, generator), right=_noise(delta.right, generator))
     scale = update_norm(delta) / update_norm(noise)
     return LowRankDelta(parameter=delta.parameter, left=noise.left * scale, right=noise.right)

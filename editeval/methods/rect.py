@@ -5,24 +5,25 @@ Gu et al. 2024, "Model Editing Harms General Abilities of Large Language Models:
     python launch.py method=rect method@of=memit num_edits=10
 
 With W the weights just before the edit, an element of dW stays if |dW_ij / W_ij| is among the largest `keep` of its matrix; the others
-become 0. What stays has no low rank, so an edit takes 4 bytes a weight in the journal.
+become 0. What stays has no low rank: the journal holds the update's factors and a bit a weight for what is kept of their product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from editeval.edits.delta import Delta, DenseDelta, Edit
+from editeval.edits.delta import DenseDelta, Edit, LowRankDelta, WeightDelta
+from editeval.edits.dense import dense, joined, num_bytes, selected_delta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod
 from editeval.interfaces import Editor as InnerEditor
-from editeval.keyvalue.updates import dense_by_parameter, weight_deltas
+from editeval.keyvalue.updates import weight_deltas
 from editeval.types import ConfigError, EditRequest, ModelDescription, Progress
 
 
@@ -73,22 +74,29 @@ class Editor:
             EditError: the method cannot compute its edit, or changes no weights.
         """
         edit = self.inner.edit(requests, seed=seed)
-        whole = dense_by_parameter(weight_deltas(edit.deltas, requests))
-        kept = {name: _kept(value, self.model.weight(name).cpu(), share=self.keep) for name, value in whole.items()}
-        deltas: tuple[Delta, ...] = tuple(DenseDelta(parameter=name, value=value) for name, value in kept.items())
-        diagnostics = {**edit.diagnostics, "update_norm_whole": _norm(whole), "update_norm": _norm(kept)}
-        return Edit(deltas=deltas, auxiliary=edit.auxiliary, diagnostics=diagnostics)
+        by_parameter: dict[str, list[WeightDelta]] = {}
+        for delta in weight_deltas(edit.deltas, requests):
+            by_parameter.setdefault(delta.parameter, []).append(delta)
+        whole = {name: joined(updates) for name, updates in by_parameter.items()}
+        kept = {name: _kept(update, self.model.weight(name).cpu(), share=self.keep) for name, update in whole.items()}
+        diagnostics = {**edit.diagnostics, "update_norm_whole": _norm(whole.values()), "update_norm": _norm(kept.values())}
+        return Edit(deltas=tuple(kept.values()), auxiliary=edit.auxiliary, diagnostics=diagnostics)
 
 
-def _kept(update_OI: Tensor, weight_OI: Tensor, *, share: float) -> Tensor:
-    """Return the update (float32) with all but the largest relative changes set to 0; a weight of 0 changes without limit."""
+def _kept(update: WeightDelta, weight_OI: Tensor, *, share: float) -> WeightDelta:
+    """Return the update with all but the largest relative changes set to 0; a weight of 0 changes without limit."""
+    update_OI = dense(update)
     relative = torch.where(update_OI == 0, 0.0, (update_OI / weight_OI).abs()).flatten()
     dropped = relative.numel() - max(1, round(share * relative.numel()))
     if dropped == 0:
-        return update_OI.contiguous()
-    limit = relative.kthvalue(dropped).values
-    return torch.where((relative > limit).view_as(update_OI), update_OI, 0.0).contiguous()
+        return update
+    selected_OI = (relative > relative.kthvalue(dropped).values).view_as(update_OI)
+    if isinstance(update, LowRankDelta):
+        selected = selected_delta(update, selected_OI)
+        if num_bytes(selected) < update_OI.nbytes:
+            return selected
+    return DenseDelta(parameter=update.parameter, value=torch.where(selected_OI, update_OI, 0.0))
 
 
-def _norm(updates: Mapping[str, Tensor]) -> float:
-    return float(sum(value.double().square().sum() for value in updates.values()) ** 0.5)
+def _norm(updates: Iterable[WeightDelta]) -> float:
+    return float(sum(dense(update).double().square().sum() for update in updates) ** 0.5)

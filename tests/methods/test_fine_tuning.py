@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from editeval.edits.delta import DenseDelta, Edit
+from editeval.edits.delta import DenseDelta, Edit, TunedDelta
+from editeval.edits.dense import dense, num_bytes
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.fine_tuning import target_row
@@ -58,8 +59,8 @@ def editor(method: FineTuning, model: EditedModel, tmp_path: Path) -> Editor:
 
 def change(edit: Edit) -> Tensor:
     (delta,) = edit.deltas
-    assert isinstance(delta, DenseDelta)
-    return delta.value
+    assert isinstance(delta, DenseDelta | TunedDelta)
+    return dense(delta)
 
 
 def relative_error(ours: Tensor, golden: Tensor) -> float:
@@ -152,6 +153,44 @@ def test_facts_of_one_step_share_a_gradient(model: EditedModel, tmp_path: Path) 
     # Adam's first step has the size of the learning rate whatever the gradient; two batches make two steps.
     assert float(together.abs().max()) == pytest.approx(method.learning_rate, rel=1e-3)
     assert float(apart.abs().max()) > 1.5 * method.learning_rate
+
+
+def test_an_edit_is_kept_as_the_vectors_that_made_it_and_as_a_matrix_only_where_that_is_smaller(model: EditedModel, tmp_path: Path) -> None:
+    """The first form is the same change bit for bit; both are the change of one plain Adam over whole gradients."""
+    found = {}
+    for steps in (2, 25):
+        (delta,) = editor(replace(PUBLISHED, num_steps=steps, max_change=None), model, tmp_path).edit([REQUEST], seed=0).deltas
+        assert isinstance(delta, DenseDelta | TunedDelta)
+        found[steps] = delta
+        assert num_bytes(delta) <= dense(delta).nbytes
+    few, many = found[2], found[25]
+    assert isinstance(few, TunedDelta)
+    assert isinstance(many, DenseDelta)  # of this tiny model
+    assert len(few.steps) == 2
+    assert len(few.right) * 2 == len(few.left)  # nothing below the map changes, so its inputs are kept once
+
+
+def test_the_published_change_is_the_optimiser_s_own(model: EditedModel, tmp_path: Path) -> None:
+    """Against torch.optim.Adam on the weight itself, with gradients by autograd."""
+    method = replace(PUBLISHED, num_steps=6, max_change=None)
+    ours = change(editor(method, model, tmp_path).edit([REQUEST], seed=0))
+    lm = model.lm
+    row = target_row(lm.tokenizer, REQUEST, scored_at="target", max_tokens=100)
+    weight = lm.module.get_parameter(f"{lm.sites.mlp_out.format(0)}.weight")
+    before = weight.detach().clone()
+    weight.requires_grad_(True)
+    optimiser = torch.optim.Adam([weight], lr=method.learning_rate)
+    try:
+        for _ in range(method.num_steps):
+            logits = lm.module(input_ids=torch.tensor([row.input_ids])).logits[0, list(row.positions)]
+            loss = torch.nn.functional.cross_entropy(logits, torch.tensor(row.tokens))
+            (weight.grad,) = torch.autograd.grad(loss, [weight])
+            optimiser.step()
+        expected = (weight.detach() - before).T
+    finally:
+        weight.requires_grad_(False)
+        weight.data = before
+    assert relative_error(ours, expected) < 1e-3
 
 
 @pytest.mark.parametrize(
