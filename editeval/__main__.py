@@ -235,14 +235,15 @@ def _query(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from editeval.revisit import verify
+    from editeval.types import counted
 
     found = verify(options.run, rung=options.rung)
     for difference in found.differences:
         print(f"DIFFERENT: {difference}")  # noqa: T201
     verdict = "verified" if found.passed else "NOT verified"
     print(  # noqa: T201
-        f"{verdict}: {found.num_edits} edits replayed, {found.digests_compared} weight digests and "
-        f"{found.scores_compared} scores of rung {found.rung} compared, {len(found.differences)} differences"
+        f"{verdict}: {counted(found.num_edits, 'edit')} replayed, {counted(found.digests_compared, 'weight digest')} and "
+        f"{counted(found.scores_compared, 'score')} of rung {found.rung} compared, {counted(len(found.differences), 'difference')}"
     )
     return 0 if found.passed else 1
 

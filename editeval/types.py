@@ -239,6 +239,11 @@ def content_key(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "1 edit", "2 edits"; nouns whose plural ends in s."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def seed_for(*parts: str | int) -> int:
     """Return a 63-bit seed that depends on all parts alone, so that no generator is ever shared."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in parts).encode()).digest()

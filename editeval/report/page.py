@@ -15,6 +15,7 @@ from editeval.report.panels import Panel, overview, panels
 from editeval.runner.progress import seconds_text
 from editeval.runner.retention import Retention
 from editeval.runner.table import Column, ScoreTable, format_number, rung_label
+from editeval.types import counted
 
 CSS_FILE = Path(__file__).with_name("page.css")
 
@@ -169,7 +170,8 @@ def _edits(edits: Sequence[Mapping[str, Any]]) -> str:
         rows.append(f'<tr><th scope="row">{edit["step"]}</th><td>{_text(facts)}</td>{cells}</tr>')
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     mean = sum(float(edit["seconds"]) for edit in edits) / len(edits)
-    return f"<details><summary>{len(edits)} edits, {seconds_text(mean)} each on average</summary>{_scroll(table, 'edits')}</details>"
+    summary = f"{counted(len(edits), 'edit')}, {seconds_text(mean)} each on average"
+    return f"<details><summary>{summary}</summary>{_scroll(table, 'edits')}</details>"
 
 
 def _timings(timings: Mapping[str, float]) -> str:

@@ -17,7 +17,7 @@ import yaml
 from editeval.report.items import Degenerate, Items, Outcomes, Record, choice, identity
 from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, read_collapse, read_edits, read_manifest, read_peak_memory, read_timings
 from editeval.runner.table import PROTOCOLS_FIRST, RAISED_BY_EDITS, Column, ScoreTable, headline, score_table
-from editeval.types import EditevalError, Score
+from editeval.types import EditevalError, Score, counted
 
 STUDIES_FILE = Path(__file__).with_name("studies.yaml")
 NOT_ABILITY = RAISED_BY_EDITS | {"locality", "neighborhood_success", "locality_conflict", "target_probability", "gold_probability"}
@@ -141,7 +141,7 @@ def read_study(folders: Iterable[Path], known: Studies) -> tuple[Run, ...]:
     with _no_search_for_cycles():
         runs = [run for folder in listed if (run := _read_run(folder, known, shared)) is not None]
     if not runs:
-        raise EditevalError(f"nothing is measured in {len(listed)} runs yet, so there is nothing to report; look with `status`")
+        raise EditevalError(f"nothing is measured in {counted(len(listed), 'run')} yet, so there is nothing to report; look with `status`")
     return tuple(sorted(runs, key=lambda run: (run.model, run.method, run.dataset, run.seed, run.folder.name)))
 
 

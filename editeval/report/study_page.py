@@ -23,6 +23,7 @@ from editeval.report.series import Change, Series
 from editeval.report.study import Run, relative
 from editeval.runner.progress import seconds_text
 from editeval.runner.table import format_number
+from editeval.types import counted
 
 HERE = Path(__file__).parent
 ITEM_CHARACTERS = 3_000_000  # of all items on a page; runs share it, so that 200 of them stay below 10 MB
@@ -293,7 +294,7 @@ def _items_of(run: Run, label: str, allowance: int) -> Mapping[str, Any]:
             if used > allowance:
                 break
             rows.append([benchmark, *texts, int(item.passed_before), int(item.passed_after)])
-    name = f"{run.model}, {label}, {run.dataset}, seed {run.seed}, {run.rungs[-1]} edits"
+    name = f"{run.model}, {label}, {run.dataset}, seed {run.seed}, {counted(run.rungs[-1], 'edit')}"
     return {"name": name, "model": run.model, "method": label, "dataset": run.dataset, "seed": str(run.seed), "items": rows}
 
 

@@ -21,7 +21,7 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Benchmark, Callback, ChecksModel, EditEvent, EditMethod, Editor, EvaluationContext, RunState, attach
 from editeval.runner.results import BaseScores, ScoreStore
-from editeval.types import EditError, EditRequest, Evaluation, JournalError, Progress, Score, SilentProgress, content_key, seed_for
+from editeval.types import EditError, EditRequest, Evaluation, JournalError, Progress, Score, SilentProgress, content_key, counted, seed_for
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Runner:
             reason = self._edit_up_to(rung)
             if reason is not None:
                 log.warning("stopped after %d edits: %s; rungs from %d on are not measured", self.model.num_applied, reason, rung)
-                self.progress.message(f"stopped after {self.model.num_applied} edits: {reason}")
+                self.progress.message(f"stopped after {counted(self.model.num_applied, 'edit')}: {reason}")
                 self.state = replace(self.state, stopped=reason)
                 break
             self.state = replace(self.state, num_edits=rung, state_digest=self._digest(rung))

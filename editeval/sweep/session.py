@@ -18,7 +18,7 @@ from editeval.sweep.records import PlannedJob, SweepRecord
 from editeval.sweep.show import make_console, reason_text, shown_overrides
 from editeval.sweep.source import program_digest
 from editeval.sweep.status import DONE, FAILED, QUEUED, RUNNING, JobStatus, RunFolder, counts
-from editeval.types import ConfigError
+from editeval.types import ConfigError, counted
 
 SHOWN_JOBS = 40
 SHOWN_FAILURES = 10
@@ -115,8 +115,8 @@ class Session:
         edits = sum(job.rungs[-1] for job in self.jobs if job.leads)
         have = sum(min(job.rungs[-1], self.found[job.id].num_edits) for job in self.jobs if job.leads)
         self.say(
-            f"sweep {self.record.sweep}: {len(self.jobs)} jobs, {edits} edits, {cells} evaluations; "
-            f"in the store: {have} edits, {stored} evaluations; to launch: {len(launching)} jobs"
+            f"sweep {self.record.sweep}: {counted(len(self.jobs), 'job')}, {counted(edits, 'edit')}, {counted(cells, 'evaluation')}; "
+            f"in the store: {counted(have, 'edit')}, {counted(stored, 'evaluation')}; to launch: {counted(len(launching), 'job')}"
         )
         estimate = read_history(self.runs).estimate(self._work(job, names[job.id]) for job in self.to_launch)
         self.say(f"  predicted from earlier runs here: {_estimate_text(estimate)}")

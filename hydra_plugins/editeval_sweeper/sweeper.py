@@ -59,7 +59,7 @@ class TrajectorySweeper(Sweeper):  # type: ignore[misc]  # hydra has no types
             SystemExit: a job failed; the others have run.
         """
         from editeval.sweep.session import Session
-        from editeval.types import EditevalError
+        from editeval.types import EditevalError, counted
 
         try:
             jobs = self._jobs(arguments)
@@ -73,13 +73,13 @@ class TrajectorySweeper(Sweeper):  # type: ignore[misc]  # hydra has no types
         os.environ.setdefault("WANDB_RUN_GROUP", session.record.sweep)  # what W&B itself reads; jobs inherit it
         detached = getattr(self._launcher, "detached", None)
         if detached is False:  # what jobs say goes to files, and this process waits
-            session.say(f"starting {len(session.to_launch)} jobs; to see how far they are: {session.status_command}")
+            session.say(f"starting {counted(len(session.to_launch), 'job')}; to see how far they are: {session.status_command}")
         try:
             failures = self._launch(session.to_launch, session)
         except EditevalError as error:
             sys.exit(f"error: {error}")
         if detached:
-            session.say(f"submitted {len(session.to_launch)} jobs; they go on without this process: {session.status_command}")
+            session.say(f"submitted {counted(len(session.to_launch), 'job')}; they go on without this process: {session.status_command}")
             return
         found = session.finish()
         if failures or any(status.state == "failed" for status in found):
