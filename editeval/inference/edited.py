@@ -7,8 +7,6 @@ that shared prefixes, and adapters that route a request or rewrite its context, 
 from __future__ import annotations
 
 import hashlib
-import logging
-from array import array
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, TypeVar, cast
@@ -18,19 +16,16 @@ from torch import Tensor
 
 from editeval.edits.delta import AdapterDelta, Delta, Edit, WeightDelta
 from editeval.inference.adapters import ActivationAdapter, Adapter, ObservableAdapter, PassAdapter, RequestAdapter, Route
-from editeval.inference.encoding import TokenPair, encode_pairs, encode_texts, fit, fitting_prefix, prefix_token, windows
-from editeval.inference.endings import NO_EARLY_STOPS, EarlyStops, GenerationLimits
-from editeval.inference.generation import generate_greedy
-from editeval.inference.plan import ScoringPlan, plan_for
+from editeval.inference.encoding import fitting_prefix
+from editeval.inference.endings import NO_EARLY_STOPS, EarlyStops
+from editeval.inference.engine import Engine
 from editeval.inference.recall import BaseAnswers, Recorder, Remembered
-from editeval.inference.scoring import ContinuationScore, PackedPairs, pack_pairs, score_packed
+from editeval.inference.scoring import ContinuationScore
 from editeval.inference.weights import EditedWeights
 from editeval.models.model import LanguageModel
 from editeval.types import EditError, EditevalError
 
 __all__ = ["ContinuationScore", "EditedModel"]
-
-_LOGGER = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 ANSWER_TOKENS = 64  # room behind a routed context; the same whatever continuation is scored, so that choices are compared after one context
@@ -65,13 +60,10 @@ class EditedModel:
             raise ValueError(f"batch_tokens is {batch_tokens}; at least 1")
         self.lm = lm
         self.auxiliary = []
-        self._batch_tokens = batch_tokens
+        self._engine = Engine(lm, batch_tokens=batch_tokens, unedited=self.unedited)
         self._weights = EditedWeights(lm)
         self._adapter: Adapter | None = None
         self._hidden = False
-        self._plan: ScoringPlan | None = None
-        self._packed: Remembered[PackedPairs] = Remembered(lambda packed: packed.nbytes)
-        self._encoded: Remembered[list[array[int]]] = Remembered(lambda texts: sum(4 * len(ids) + 64 for ids in texts))
         self._base_answers: Remembered[BaseAnswers] = Remembered(lambda base: base.nbytes)
 
     @property
@@ -191,7 +183,7 @@ class EditedModel:
             model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str], adapter: PassAdapter | None
         ) -> list[ContinuationScore]:
             asked = [prefix + contexts[number] for number, prefix in zip(numbers, prefixes, strict=True)]
-            return model._score(asked, [continuations[number] for number in numbers], special_tokens, adapter)
+            return model._engine.score(asked, [continuations[number] for number in numbers], special_tokens, adapter)
 
         call = ("score", tuple(contexts), tuple(continuations), special_tokens)
         return self._answers(call, contexts, ask, behind=ANSWER_TOKENS)
@@ -208,7 +200,7 @@ class EditedModel:
             model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str], adapter: PassAdapter | None
         ) -> list[ContinuationScore]:
             del adapter  # a text of its own has no prompt that ends, so hidden states are left as they are
-            return model._score_text([texts[number] for number in numbers], prefixes, special_tokens)
+            return model._engine.score_text([texts[number] for number in numbers], prefixes, special_tokens)
 
         return self._answers(("text", tuple(texts), special_tokens), texts, ask, behind=None)
 
@@ -235,7 +227,7 @@ class EditedModel:
 
         def ask(model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str], adapter: PassAdapter | None) -> list[str]:
             asked = [prefix + contexts[number] for number, prefix in zip(numbers, prefixes, strict=True)]
-            return model._generate(asked, max_new_tokens, stop, special_tokens, adapter, early)
+            return model._engine.generate(asked, max_new_tokens, stop, special_tokens, adapter, early)
 
         call = ("generate", tuple(contexts), max_new_tokens, tuple(stop), special_tokens, early)
         return self._answers(call, contexts, ask, behind=max_new_tokens)
@@ -307,80 +299,6 @@ class EditedModel:
         prefix = fitting_prefix(model.lm.tokenizer, route.demonstrations, route.prefix, text, room=room)
         return (model, prefix) if prefix else (self, "")
 
-    def _score(
-        self, contexts: Sequence[str], continuations: Sequence[str], special_tokens: bool | None, adapter: PassAdapter | None
-    ) -> list[ContinuationScore]:
-        max_length = self.lm.description.max_positions
-
-        def pairs() -> list[TokenPair]:
-            encoded = encode_pairs(self.lm.tokenizer, contexts, continuations, special_tokens=special_tokens)
-            return [fit(pair, max_length=max_length) for pair in encoded]
-
-        return self._score_pairs(("score", tuple(contexts), tuple(continuations), special_tokens), pairs, adapter)
-
-    def _score_text(self, texts: Sequence[str], prefixes: Sequence[str], special_tokens: bool | None) -> list[ContinuationScore]:
-        """Score texts behind prefixes (mostly none)."""
-        max_length = self.lm.description.max_positions
-        bare = (prefix_token(self.lm.tokenizer),)
-        pairs_of_text = [
-            windows(text_ids, prefix=tuple(prefix_ids[-(max_length // 2) :]) or bare, max_length=max_length)
-            for text_ids, prefix_ids in zip(self._tokens(texts, special_tokens), self._tokens(prefixes, special_tokens), strict=True)
-        ]
-        every_pair = [pair for pairs in pairs_of_text for pair in pairs]
-        scores = iter(self._score_pairs(("text", tuple(texts), tuple(prefixes), special_tokens), lambda: every_pair, None))
-        return [_joined([next(scores) for _ in pairs]) for pairs in pairs_of_text]
-
-    def _score_pairs(
-        self, requests: Hashable, pairs: Callable[[], Sequence[TokenPair]], adapter: PassAdapter | None
-    ) -> list[ContinuationScore]:
-        """Score the pairs of these requests, packed as they were before if they come again."""
-
-        def answer(plan: ScoringPlan) -> list[ContinuationScore]:
-            key = (requests, plan, None if adapter is None else (adapter.sharing,))
-            packed = self._packed.get(key) or self._packed.put(key, pack_pairs(pairs(), plan, adapter=adapter))
-            return score_packed(self.lm.module, packed, adapter=adapter)
-
-        return self._within_memory(answer)
-
-    def _generate(
-        self,
-        contexts: Sequence[str],
-        max_new_tokens: int,
-        stop: Sequence[str],
-        special_tokens: bool | None,
-        adapter: PassAdapter | None,
-        early: EarlyStops,
-    ) -> list[str]:
-        most = self.lm.description.max_positions
-        limits = GenerationLimits(max_new_tokens=max_new_tokens, stop=tuple(stop), max_length=most, early=early)
-        filled = [tuple(ids) or (prefix_token(self.lm.tokenizer),) for ids in self._tokens(contexts, special_tokens)]
-        return self._within_memory(lambda plan: generate_greedy(self.lm.module, self.lm.tokenizer, filled, limits, plan, adapter=adapter))
-
-    def _tokens(self, texts: Sequence[str], special_tokens: bool | None) -> list[array[int]]:
-        """Return the token ids of each text."""
-        key = (tuple(texts), special_tokens)
-        known = self._encoded.get(key)
-        if known is None:
-            encoded = encode_texts(self.lm.tokenizer, texts, special_tokens=special_tokens)
-            known = self._encoded.put(key, [array("i", ids) for ids in encoded])
-        return known
-
-    def _within_memory(self, call: Callable[[ScoringPlan], list[Answer]]) -> list[Answer]:
-        """Answer by the model's plan; where the device's memory is too small for it, by one with half the tokens, from then on."""
-        while True:
-            plan = self._scoring_plan()
-            try:
-                return call(plan)
-            except torch.OutOfMemoryError:
-                smaller = plan.halved()
-                if smaller is None:
-                    raise
-            # Outside of the handler, whose traceback holds on to what is to be freed.
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            _LOGGER.warning("out of memory with %d tokens in a pass; going on with %d", plan.batch_tokens, smaller.batch_tokens)
-            self._plan = smaller
-
     @property
     def _acting(self) -> Adapter | None:
         """The adapter, where it holds anything and is not hidden."""
@@ -407,21 +325,6 @@ class EditedModel:
             )
         return weights, others
 
-    def _scoring_plan(self) -> ScoringPlan:
-        """Return how this model is run; decided once, on the base model, so that it is the same along a trajectory."""
-        if self._plan is None:
-            with self.unedited():
-                self._plan = plan_for(self.lm.module, batch_tokens=self._batch_tokens, max_length=self.lm.description.max_positions)
-        return self._plan
-
     def _check_mode(self) -> None:
         if any(module.training for module in self.lm.module.modules()):
             raise EditevalError("the model is in training mode, where dropout makes every answer random; call module.eval() first")
-
-
-def _joined(scores: Sequence[ContinuationScore]) -> ContinuationScore:
-    return ContinuationScore(
-        log_prob=sum(score.log_prob for score in scores),
-        token_log_probs=tuple(value for score in scores for value in score.token_log_probs),
-        token_is_greedy=tuple(value for score in scores for value in score.token_is_greedy),
-    )

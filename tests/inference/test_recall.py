@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editeval.edits.delta import DenseDelta, Edit
-from editeval.inference import edited as engine
+from editeval.inference import engine
 from editeval.inference.edited import EditedModel
 from editeval.inference.recall import Remembered
 from editeval.models.model import LanguageModel

@@ -53,7 +53,7 @@ def test_score_is_independent_of_batch_size_order_and_neighbours(load_tiny: Load
 def test_every_architecture_takes_trees_as_deep_as_its_window(load_tiny: Load, architecture: str) -> None:
     lm = load_tiny(architecture)
     window = getattr(lm.module.config, "sliding_window", None) or lm.description.max_positions
-    plan = EditedModel(lm)._scoring_plan()
+    plan = EditedModel(lm)._engine.plan()
     assert plan.rules.branch_depth == window
 
 
@@ -77,7 +77,7 @@ def test_model_that_ignores_tree_masks_is_run_in_chains(load_tiny: Load, questio
     monkeypatch.setattr(type(lm.module), "forward", forward)
     model = EditedModel(lm)
     assert [score.log_prob for score in model.score(*questions)] == pytest.approx(expected, abs=1e-4)
-    assert model._scoring_plan().rules.branch_depth == 0
+    assert model._engine.plan().rules.branch_depth == 0
 
 
 def test_half_precision_scores_are_finite_and_near_those_of_full_precision(load_tiny: Load, questions: Questions) -> None:
@@ -204,7 +204,7 @@ IN_PIECES = tuple(name for name in SITES if name not in {"gptj", "gemma2"})  # o
 
 @pytest.mark.parametrize("architecture", SITES)
 def test_attention_in_pieces_is_used_where_the_model_takes_it_and_only_there(load_tiny: Load, architecture: str) -> None:
-    assert EditedModel(load_tiny(architecture))._scoring_plan().in_pieces == (architecture in IN_PIECES)
+    assert EditedModel(load_tiny(architecture))._engine.plan().in_pieces == (architecture in IN_PIECES)
 
 
 @pytest.mark.parametrize("architecture", IN_PIECES)
@@ -213,7 +213,7 @@ def test_rows_longer_than_the_model_score_as_their_sequences_do(load_tiny: Load,
     contexts = [f"{'a town at the sea and a river. ' * 4}Question {number}: {'why ' * (number % 9)}?" for number in range(40)]
     model = EditedModel(lm)
     scores = model.score(contexts, [" because"] * len(contexts))
-    assert model._scoring_plan().rules.row_tokens > 64
+    assert model._engine.plan().rules.row_tokens > 64
     for context, score in zip(contexts, scores, strict=True):
         whole = lm.tokenizer.encode(context + " because")[-65:]
         assert score.token_log_probs == pytest.approx(plain_scores(lm, whole, score.num_tokens)[0], abs=1e-4)
