@@ -76,6 +76,7 @@ class UltraEdit:
 
     def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
         """Predict memory, disk and operations from shapes. The features of all facts of an edit are on the host."""
+        self.check(model)  # below there must be a layer
         chosen = [(layer, edited) for name, layers in self._layers(model) for layer in layers for edited in _maps(model, name)]
         maps = [edited for _, edited in chosen]
         first, facts = min(layer for layer, _ in chosen), workload.batch_size
