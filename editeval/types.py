@@ -111,8 +111,9 @@ class Footprint:
     """What a method needs beside the model's weights, predicted from shapes alone.
 
     `held_bytes` stay on the device from the first edit on; `peak_bytes` are phases, of which one runs at a time; both by what they are
-    for. `disk_bytes` are kept in the shared cache, `journal_bytes` are written each edit. `once_operations` and `edit_operations` count
-    floating-point operations of getting ready and of one edit.
+    for. `disk_bytes` are needed in the shared cache, `journal_bytes` are written each edit; `auxiliary_bytes` of them are what later edits
+    must remember. `once_operations` and `edit_operations` count floating-point operations of getting ready and of one edit. `edited` are
+    the shapes (d_out, d_in) of the matrices that an edit changes, for methods that go over another's updates.
     """
 
     held_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -120,8 +121,10 @@ class Footprint:
     host_bytes: int = 0
     disk_bytes: int = 0
     journal_bytes: int = 0
+    auxiliary_bytes: int = 0
     once_operations: float = 0.0
     edit_operations: float = 0.0
+    edited: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

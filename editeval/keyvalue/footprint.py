@@ -1,4 +1,4 @@
-"""What locate-then-edit needs in memory, on disk and in operations, predicted from shapes alone.
+"""What locate-then-edit needs in memory, on disk and in operations, predicted from shapes alone; and what other predictions share with it.
 
 Held on the device: what solves with C, and float32 masters of edited matrices where the model is stored in half precision. Then one
 phase at a time: getting ready (a factorisation), optimising target values (activations of the layers above the site, at the positions from
@@ -10,9 +10,10 @@ Shapes: B rows, T positions of a row, S of them from the subject's last token on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from editeval.models.sites import sites_for
 from editeval.types import Footprint, ModelDescription, Workload
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ KEPT_INNER_WIDTHS = 4
 # Logits, their log-softmax, and the gradients of both.
 KEPT_LOGITS = 4
 
+MASTERS = "float32 masters of edited matrices"
+APPLYING = "applying an edit"
+
 
 @dataclass(frozen=True, kw_only=True)
 class EditedMap:
@@ -38,6 +42,27 @@ class EditedMap:
 
     d_out: int
     d_in: int
+
+    @property
+    def elements(self) -> int:
+        """Elements of the matrix."""
+        return self.d_out * self.d_in
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_out, d_in)."""
+        return self.d_out, self.d_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """Bytes of having edits in weights: float32 `masters` where the model is in half precision, on the device all the time; `applying`
+    there while an update is added; unedited `copies` on the host.
+    """
+
+    masters: int
+    applying: int
+    copies: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +86,14 @@ def mlp_maps(model: ModelDescription, count: int) -> list[EditedMap]:
     return [EditedMap(d_out=model.hidden_size, d_in=model.intermediate_size)] * count
 
 
+def all_mlp_maps(model: ModelDescription) -> list[EditedMap]:
+    """Return the linear maps of one layer's MLP: those into it, then the one out of it."""
+    sites = sites_for(model.model_type)
+    fused = 2 if sites.gated and len(sites.mlp_in) == 1 else 1
+    into = EditedMap(d_out=fused * model.intermediate_size, d_in=model.hidden_size)
+    return [*[into] * len(sites.mlp_in), *mlp_maps(model, 1)]
+
+
 def attention_maps(model: ModelDescription, count: int) -> list[EditedMap]:
     """Return the attention output maps of `count` layers."""
     return [EditedMap(d_out=model.hidden_size, d_in=model.hidden_size)] * count
@@ -76,54 +109,79 @@ def locate_footprint(
     solver: Solver,
 ) -> Footprint:
     """Predict an edit of `maps` whose target values are optimised at `last_layer`."""
-    matrices = sum(edited.d_out * edited.d_in for edited in maps)
+    writing = writing_of(maps, workload)
     squares = [edited.d_in**2 * FLOAT64 for edited in maps] if solver != NOTHING else [0]
-    half = workload.element_bytes < FLOAT32
     optimising = _optimising_bytes(settings, model, workload, last_layer)
-    scratch = max(edited.d_out * edited.d_in for edited in maps) * FLOAT32 * 2  # the difference, and a factor in float64
     once = _once_operations(settings, model, last_layer, maps) if solver != NOTHING else 0.0
     return Footprint(
         held_bytes={
             "what solves with the covariance": round(solver.device * sum(squares)),
-            "float32 masters of edited matrices": matrices * FLOAT32 if half else 0,
+            MASTERS: writing.masters,
         },
         peak_bytes={
             "factorising a covariance": round(solver.making * max(squares)),
             "optimising target values": optimising,
-            "applying an edit": matrices * FLOAT32 + scratch,
+            APPLYING: writing.applying,
         },
         # The unedited copies of edited matrices, and C while it is summed up and factorised.
-        host_bytes=round(matrices * workload.element_bytes + solver.host * sum(squares) + max(squares)),
+        host_bytes=round(writing.copies + solver.host * sum(squares) + max(squares)),
         disk_bytes=round(solver.disk * sum(squares) + sum(squares) / 4),  # C itself: half of it, in float32
-        journal_bytes=sum(workload.batch_size * (edited.d_out + edited.d_in) * FLOAT32 for edited in maps),
+        journal_bytes=factor_bytes(maps, rank=workload.batch_size),
         once_operations=once,
         edit_operations=_edit_operations(settings, model, workload, last_layer, maps),
+        edited=tuple(edited.shape for edited in maps),
     )
+
+
+def writing_of(maps: Sequence[EditedMap], workload: Workload) -> Writing:
+    """Predict what the weights themselves take when edits are written into them."""
+    matrices = sum(edited.elements for edited in maps)
+    scratch = max((edited.elements for edited in maps), default=0) * FLOAT32 * 2  # the difference, and a factor in float64
+    masters = matrices * FLOAT32 if workload.element_bytes < FLOAT32 else 0
+    return Writing(masters=masters, applying=matrices * FLOAT32 + scratch, copies=matrices * workload.element_bytes)
+
+
+def factor_bytes(maps: Sequence[EditedMap], *, rank: int) -> int:
+    """Return the bytes of a low-rank update of each map in the journal."""
+    return sum(rank * (edited.d_out + edited.d_in) * FLOAT32 for edited in maps)
+
+
+def remembering_keys(footprint: Footprint, workload: Workload) -> Footprint:
+    """Add to a prediction what it takes to remember the key of each fact in each edited map."""
+    keys = workload.batch_size * sum(d_in for _, d_in in footprint.edited) * FLOAT32
+    return replace(footprint, journal_bytes=footprint.journal_bytes + keys, auxiliary_bytes=footprint.auxiliary_bytes + keys)
+
+
+def prefixed_rows(context_prefixes: Sequence[str] | None, prefix_lengths: Sequence[Sequence[int]]) -> tuple[int, int]:
+    """Return how many rows a fact has, the bare prompt and one behind each context prefix, and the tokens of the longest."""
+    if context_prefixes is not None:
+        return len(context_prefixes), PROMPT_TOKENS + max((len(context.split()) * 2 for context in context_prefixes), default=0)
+    return sum(pair[1] for pair in prefix_lengths) + 1, PROMPT_TOKENS + max((pair[0] for pair in prefix_lengths), default=0) + 1
 
 
 def _rows(settings: LocateSettings, facts: int) -> tuple[int, int]:
     """Return how many rows a pass over `facts` facts has, and the tokens of the longest: prefixes, bare prompt, essence."""
-    if settings.context_prefixes is not None:
-        longest = max((len(context.split()) * 2 for context in settings.context_prefixes), default=0)
-        return facts * (len(settings.context_prefixes) + 1), PROMPT_TOKENS + longest
-    count = sum(pair[1] for pair in settings.prefix_lengths)
-    longest = max((pair[0] for pair in settings.prefix_lengths), default=0)
-    return facts * (count + 2), PROMPT_TOKENS + longest + 1
+    rows, tokens = prefixed_rows(settings.context_prefixes, settings.prefix_lengths)
+    return facts * (rows + 1), tokens
 
 
 def _optimising_bytes(settings: LocateSettings, model: ModelDescription, workload: Workload, last_layer: int) -> int:
     facts = min(workload.batch_size, FACTS_TOGETHER)
     rows, tokens = _rows(settings, facts)
     above = model.num_layers - last_layer
-    width = KEPT_WIDTHS * model.hidden_size + KEPT_INNER_WIDTHS * model.intermediate_size
-    activations = above * rows * SUFFIX_TOKENS * width * workload.element_bytes
+    activations = above * rows * SUFFIX_TOKENS * kept_width(model) * workload.element_bytes
     # Keys and values of every position: once kept for all layers, once joined to the new ones in each layer above the site.
     cache = (model.num_layers + above) * rows * tokens * 2 * model.hidden_size * workload.element_bytes
     logits = (rows * TARGET_TOKENS + facts) * model.vocab_size * FLOAT32 * KEPT_LOGITS
     return activations + cache + logits
 
 
-def _layer_operations(model: ModelDescription) -> float:
+def kept_width(model: ModelDescription) -> int:
+    """Return the numbers that one layer keeps of a position for its gradient."""
+    return KEPT_WIDTHS * model.hidden_size + KEPT_INNER_WIDTHS * model.intermediate_size
+
+
+def layer_operations(model: ModelDescription) -> float:
     """Return the operations of one layer for one position: two a weight (gated MLPs have three maps)."""
     return 2.0 * (4 * model.hidden_size**2 + 3 * model.hidden_size * model.intermediate_size)
 
@@ -132,7 +190,7 @@ def _edit_operations(
     settings: LocateSettings, model: ModelDescription, workload: Workload, last_layer: int, maps: Sequence[EditedMap]
 ) -> float:
     rows, tokens = _rows(settings, workload.batch_size)
-    layer = _layer_operations(model)
+    layer = layer_operations(model)
     above = model.num_layers - last_layer
     logits = 2.0 * model.hidden_size * model.vocab_size * (rows * TARGET_TOKENS + workload.batch_size)
     # The gradient of activations costs a forward pass; none is taken of the weights.
@@ -146,5 +204,5 @@ def _edit_operations(
 def _once_operations(settings: LocateSettings, model: ModelDescription, last_layer: int, maps: Sequence[EditedMap]) -> float:
     """Return the operations of the pass over the text and of one factorisation and inverse a map."""
     tokens = settings.corpus.tokens if settings.covariance is None else 0
-    read = tokens * ((last_layer + 1) * _layer_operations(model) + sum(2.0 * edited.d_in**2 for edited in maps))
+    read = tokens * ((last_layer + 1) * layer_operations(model) + sum(2.0 * edited.d_in**2 for edited in maps))
     return read + sum(2.0 * edited.d_in**3 for edited in maps)

@@ -80,7 +80,7 @@ class TrainedSettings:
             ConfigError: what, with what is allowed.
             DatasetError: the training set cannot be read, or shares every subject with what is edited.
         """
-        self._layers(model)
+        self.layers_of(model)
         if self.archive is not None:
             if not Path(self.archive).is_file():
                 raise ConfigError(f"method.archive={self.archive} is no file; give a trained network's, or null to train one")
@@ -95,7 +95,7 @@ class TrainedSettings:
         Raises:
             ConfigError: the network of a file belongs to another model, other layers or another rank.
         """
-        layers = self._layers(lm.description)
+        layers = self.layers_of(lm.description)
         maps = edited_maps(lm, layers)
         if self.layers is None:
             progress.message(f"method.layers is not set: editing layers {layers[0]} to {layers[-1]}, the last {len(layers)} as published")
@@ -106,15 +106,20 @@ class TrainedSettings:
         progress.message(f"trained network of {quality.get('rows', 'other')} rows: {quality.get('text', 'no validation')} ({path})")
         return network, tuple(edited.path for edited in maps)
 
-    # -- inside ------------------------------------------------------------------------------------------------------
+    def layers_of(self, model: ModelDescription) -> tuple[int, ...]:
+        """Return the layers to edit.
 
-    def _layers(self, model: ModelDescription) -> tuple[int, ...]:
+        Raises:
+            ConfigError: a layer that the model does not have.
+        """
         if self.layers is None:
             return tuple(range(max(0, model.num_layers - PUBLISHED_LAYERS), model.num_layers))
         for layer in self.layers:
             if not 0 <= layer < model.num_layers:
                 raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layers")
         return tuple(self.layers)
+
+    # -- inside ------------------------------------------------------------------------------------------------------
 
     @property
     def _learning_settings(self) -> LearningSettings:

@@ -22,11 +22,11 @@ from torch import Tensor
 from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.keyvalue.footprint import PROJECTION, Solver
+from editeval.keyvalue.footprint import PROJECTION, Solver, remembering_keys
 from editeval.keyvalue.null_space import KeyMemory, NullSpace, null_spaces
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.spread import SpreadEditor, Target
-from editeval.types import ConfigError, EditRequest, Progress
+from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,10 @@ class AlphaEdit(SpreadSettings):
         """Return everything that an edit depends on beside model and requests."""
         share = self.null_space_share if self.null_space_threshold is None else None
         return {**self.shared_settings(), "null_space_threshold": self.null_space_threshold, "null_space_share": share, "l2": self.l2}
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes, the keys that later edits must remember too."""
+        return remembering_keys(super().footprint(model, workload), workload)
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; prefixes and projections are of the unedited model and come from the cache if they are there.

@@ -22,10 +22,12 @@ from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.fine_tuning import SCORED_AT, TuningSettings, target_row, tune
+from editeval.keyvalue.footprint import mlp_maps
+from editeval.keyvalue.footprint_gradient import tuning_footprint
 from editeval.keyvalue.settings import chosen_layer
 from editeval.keyvalue.spread import check_batch
 from editeval.models.model import LanguageModel
-from editeval.types import ConfigError, EditRequest, ModelDescription, Progress
+from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 PUBLISHED_DEPTH = 21 / 32  # layer 21 of Llama-2-7B's 32
 
@@ -74,6 +76,12 @@ class FineTuning:
             ConfigError: a layer that the model does not have.
         """
         self._layer(model)
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes."""
+        size, layer = self.facts_per_step, self._layer(model)
+        maps = mlp_maps(model, 1)
+        return tuning_footprint(maps, model, workload, first=layer, rows_per_step=size, epochs=self.num_steps, arrivals=1)
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; nothing has to be made."""

@@ -30,15 +30,18 @@ from editeval.inference.adapters_codebook import KEY_POSITIONS, REPLACE, Codeboo
 from editeval.inference.edited import EditedModel
 from editeval.inference.encoding import TokenPair, encode_pairs
 from editeval.interfaces import attach
+from editeval.keyvalue.footprint import FLOAT32, PROMPT_TOKENS, TARGET_TOKENS, mlp_maps
+from editeval.keyvalue.footprint_gradient import GradientPass
 from editeval.keyvalue.lookup import Located
 from editeval.keyvalue.settings import chosen_layer
 from editeval.keyvalue.suffix import SuffixPass, next_token_logits
 from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
 from editeval.models.trace import replace_output
-from editeval.types import ConfigError, EditError, EditevalError, EditRequest, ModelDescription, Progress
+from editeval.types import ConfigError, EditError, EditevalError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 PUBLISHED_DEPTH = 35 / 48  # layer 35 of GPT-2 XL's 48
+INT64 = 8
 VALUE_INITS = ("cold", "warm")
 SAME_KEY = 1e-4  # distance relative to the key's norm below which two keys are one prompt's, told apart by rounding alone
 
@@ -85,6 +88,19 @@ class GRACE:
             ConfigError: what, with what is allowed.
         """
         self._place(model)
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes; an edit writes one entry (two where it splits one, which is rare)."""
+        whole = self.replace == "prompt"
+        trained = GradientPass(first=0 if whole else self._place(model)[0], rows=1, tokens=PROMPT_TOKENS if whole else TARGET_TOKENS)
+        key_and_value = sum(mlp_maps(model, 1)[0].shape) * FLOAT32
+        return Footprint(
+            peak_bytes={"training a value": trained.kept_bytes(model, workload)},
+            host_bytes=2 * key_and_value,
+            journal_bytes=key_and_value + INT64 * (TARGET_TOKENS + 3),  # the label; radius, number and position
+            edit_operations=self.num_steps * trained.operations(model)
+            + GradientPass(first=model.num_layers, rows=1).arriving_operations(model),
+        )
 
     def adapter(self, lm: LanguageModel, cache: Cache, progress: Progress) -> CodebookAdapter:
         """Return an empty codebook at the site."""

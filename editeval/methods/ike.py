@@ -26,11 +26,14 @@ from editeval.files import Cache
 from editeval.inference.adapters import Route
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
+from editeval.keyvalue.footprint import FLOAT32
+from editeval.keyvalue.footprint_training import TRAINING_ROWS
 from editeval.memory.demonstrations import KINDS, DemonstrationPool, example, pool_of, question, statement_that_fits
 from editeval.memory.encoder import SentenceEncoder, encoder_identity, encoder_settings_in, fetch_encoder, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
+from editeval.memory.footprint import encoder_disk, encoder_shape, fact_bytes
 from editeval.models.model import LanguageModel
-from editeval.types import ConfigError, EditevalError, EditRequest, ModelDescription, Progress
+from editeval.types import ConfigError, EditevalError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,20 @@ class IKE:
         encoder_identity(self.encoder)
         if self.demonstrations:
             self.training.check()
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes. Requests with facts before them are longer, which is the evaluation's memory."""
+        encoder = encoder_shape(self.encoder)
+        shown = self.demonstrations + 1 if self.demonstrations else 0  # the new fact itself ends them
+        pool = TRAINING_ROWS * encoder.width * FLOAT32 if self.demonstrations else 0
+        return Footprint(
+            held_bytes={"sentence encoder": encoder.bytes},
+            host_bytes=3 * pool,  # embeddings in float32, and in float64 where they are compared
+            disk_bytes=encoder_disk(self.encoder) + pool,
+            journal_bytes=fact_bytes(encoder, workload, demonstrations=shown),
+            once_operations=encoder.operations(TRAINING_ROWS) if self.demonstrations else 0.0,
+            edit_operations=workload.batch_size * (encoder.operations(2) + 2.0 * pool / FLOAT32),
+        )
 
     def fetch(self, folder: Path) -> tuple[Path, ...]:
         """Copy the encoder into a folder for machines without network; return its files.

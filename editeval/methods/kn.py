@@ -29,15 +29,19 @@ from editeval.datasets.pararel import ParaRel
 from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.keyvalue.attribution import NEURONS, POINTS, integration_points, neuron_scores
+from editeval.keyvalue.attribution import NEURONS, POINTS, ROWS_PER_PASS, integration_points, neuron_scores
 from editeval.keyvalue.fine_tuning import SCORED_AT, TargetRow, scored_row
+from editeval.keyvalue.footprint import APPLYING, MASTERS, PROMPT_TOKENS, TARGET_TOKENS, factor_bytes, mlp_maps, writing_of
+from editeval.keyvalue.footprint_gradient import GradientPass
 from editeval.keyvalue.last_position import LastPositionPass
 from editeval.keyvalue.lookup import BARE, Located, locate
 from editeval.keyvalue.suffix import next_token_logits
 from editeval.models.model import LanguageModel
-from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, content_key
+from editeval.types import ConfigError, EditError, EditRequest, Footprint, ModelDescription, Progress, Workload, content_key
 
 EMBEDDINGS = ("output", "input")
+LAYERS_WITH_NEURONS = 0.75  # of all: on the models of the tests the neurons of a fact lie in half of them or in every one
+PARAPHRASES = 2  # of a fact, in CounterFact; a file of ParaRel may add some
 SHARE_STEP = 0.05  # the paper moves its share by this much at a time
 
 
@@ -91,6 +95,25 @@ class KN:
             DatasetError: the file cannot be read.
         """
         self._pararel()
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes; how many layers have neurons of a fact is an assumption."""
+        maps = mlp_maps(model, model.num_layers)
+        writing = writing_of(maps, workload)
+        asked = (1 + PARAPHRASES * self.refine) * (1 if self.scored_at == "prompt_end" else TARGET_TOKENS)
+        copies = min(self.steps, max(1, ROWS_PER_PASS // asked)) * asked
+        together = GradientPass(first=0, rows=copies, tokens=1, scored=1)
+        # In each layer the keys and values of what stands before the last position are repeated for every copy of a row, and joined to it.
+        joined = copies * model.num_layers * PROMPT_TOKENS * 4 * model.hidden_size * workload.element_bytes
+        steps = [GradientPass(first=layer, rows=self.steps * asked, tokens=1, scored=1) for layer in range(model.num_layers)]
+        return Footprint(
+            held_bytes={MASTERS: writing.masters},
+            peak_bytes={"integrating gradients": together.kept_bytes(model, workload) + joined, APPLYING: writing.applying},
+            host_bytes=writing.copies,
+            journal_bytes=round(LAYERS_WITH_NEURONS * factor_bytes(maps, rank=1)),
+            edit_operations=sum(step.operations(model) for step in steps),
+            edited=tuple(edited.shape for edited in maps),
+        )
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; nothing has to be made."""

@@ -21,10 +21,12 @@ from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.fine_tuning import TuningSettings, linear_maps, target_row, tune
+from editeval.keyvalue.footprint import EditedMap, all_mlp_maps, attention_maps, mlp_maps
+from editeval.keyvalue.footprint_gradient import tuning_footprint
 from editeval.keyvalue.settings import chosen_layer
 from editeval.keyvalue.spread import check_batch
 from editeval.models.model import LanguageModel
-from editeval.types import ConfigError, EditRequest, ModelDescription, Progress, seed_for
+from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload, seed_for
 
 PLACES = ("mlp_out", "mlp", "attention", "layers")
 PUBLISHED_DEPTH = 22 / 32  # layer 22 of Llama-3-8B's 32
@@ -74,6 +76,12 @@ class LocFTBF:
         """
         self._layer(model)
 
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes. Each epoch brings its rows to the layer anew, in another order."""
+        size, layer, epochs = self.facts_per_step, self._layer(model), self.num_epochs
+        maps = _maps(model, self.place)
+        return tuning_footprint(maps, model, workload, first=layer, rows_per_step=size, epochs=epochs, arrivals=epochs)
+
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; nothing has to be made."""
         lm = model.lm
@@ -85,6 +93,13 @@ class LocFTBF:
 
     def _layer(self, model: ModelDescription) -> int:
         return chosen_layer(model, self.layer, published_depth=PUBLISHED_DEPTH)
+
+
+def _maps(model: ModelDescription, place: str) -> list[EditedMap]:
+    """Return the maps of a place; attention counts as four square ones, at most what it has (keys and values may share heads)."""
+    attention = attention_maps(model, 4)
+    known = {"mlp_out": mlp_maps(model, 1), "mlp": all_mlp_maps(model), "attention": attention}
+    return known[place] if place in known else [*attention, *all_mlp_maps(model)]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -23,14 +23,18 @@ from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.fine_tuning import TuningBatch, target_row
+from editeval.keyvalue.footprint import EditedMap, all_mlp_maps
+from editeval.keyvalue.footprint_gradient import factors_footprint
 from editeval.keyvalue.spread import check_batch
 from editeval.models.model import LanguageModel
-from editeval.types import ConfigError, EditRequest, ModelDescription, Progress, seed_for
+from editeval.models.sites import sites_for
+from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload, seed_for
 
 if TYPE_CHECKING:
     from torch import nn
 
 ADAPTER = "editeval"
+FUSED: Mapping[str, int] = {"c_attn": 3, "query_key_value": 3, "qkv_proj": 3}  # maps that make queries, keys and values at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +77,13 @@ class LoRA:
                 raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layers")
         self._targets(model)
 
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes."""
+        layers = self.layers or range(model.num_layers)
+        maps = [_map_named(name, model) for name in self._targets(model)] * len(layers)
+        size, epochs = self.facts_per_step, self.num_steps
+        return factors_footprint(maps, model, workload, first=min(layers), rank=self.rank, rows_per_step=size, epochs=epochs)
+
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; nothing has to be made."""
         return Editor(lm=model.lm, targets=tuple(self._targets(model.lm.description)), method=self)
@@ -86,6 +97,14 @@ class LoRA:
             raise ConfigError(f"peft has no target modules for {model.model_type!r}; set method.target_modules, such as [q_proj,v_proj]")
         found: Sequence[str] = KNOWN[model.model_type]
         return found
+
+
+def _map_named(name: str, model: ModelDescription) -> EditedMap:
+    """Return the shape of a map by the end of its name; what is not the MLP's is attention's, which has at most so many outputs."""
+    sites = sites_for(model.model_type)
+    named = dict(zip((*sites.mlp_in, sites.mlp_out), all_mlp_maps(model), strict=True))
+    of_mlp = {path.rpartition(".")[2]: shape for path, shape in named.items()}
+    return of_mlp.get(name, EditedMap(d_out=FUSED.get(name, 1) * model.hidden_size, d_in=model.hidden_size))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -14,15 +14,16 @@ weights, so that only the last one is in the model.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
+from editeval.keyvalue.footprint_training import network_footprint
 from editeval.keyvalue.hypernetwork import Hypernetwork
 from editeval.keyvalue.hypernetwork_settings import TrainedSettings, update_of
-from editeval.types import EditRequest, Progress
+from editeval.types import EditRequest, Footprint, ModelDescription, Progress, Workload
 
 if TYPE_CHECKING:
     from editeval.keyvalue.hypernetwork_training import Course
@@ -40,6 +41,12 @@ class MEND(TrainedSettings):
     def settings(self) -> Mapping[str, Any]:
         """Return everything that an edit depends on beside model and requests."""
         return {"accumulate": self.accumulate, **self.learned()}
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes; an edit that takes the last one back records that one too, and itself twice."""
+        found = network_footprint(self, model, workload, lessons_per_row=1, rows_in_memory=self.rows_per_step)
+        update = found.journal_bytes
+        return found if self.accumulate else replace(found, journal_bytes=3 * update, auxiliary_bytes=update)
 
     def make_course(self) -> Callable[..., Course]:
         """Each row is edited on the unedited model."""

@@ -27,14 +27,15 @@ from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.covariance import key_covariances
-from editeval.keyvalue.footprint import INVERSE, Solver
+from editeval.keyvalue.footprint import INVERSE, Solver, remembering_keys
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.spread import Spread, Target, check_batch, spread, target_values, value_diagnostics
 from editeval.keyvalue.target_value import FactRows, TargetValue, fact_rows
 from editeval.keyvalue.walk import LayerWalk, updated
-from editeval.types import ConfigError, EditRequest, Progress
+from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 PUBLISHED_WEIGHT = 10000 / 6400  # lambda for GPT-2 XL, over the width of its keys
+USUAL_ROUNDS = 2  # of a fact that is written alone, on the models of the tests; a stubborn one takes `max_rounds`
 ENOUGH_SHARE = 0.1  # of the way from the unedited value to z: where `enough` is not set, which is in the unit of one model's states
 
 
@@ -70,6 +71,12 @@ class NSE(SpreadSettings):
         """Return everything that an edit depends on beside model and requests."""
         own = ("covariance_weight", "neuron_share", "max_rounds", "enough", "too_far")
         return {**self.shared_settings(), **{name: getattr(self, name) for name in own}}
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes: an update of the facts' rank for each round, and the keys to remember."""
+        spread = super().footprint(model, workload)
+        rounds = min(USUAL_ROUNDS, self.max_rounds)
+        return remembering_keys(replace(spread, journal_bytes=rounds * spread.journal_bytes), workload)
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; prefixes and covariances are of the unedited model and come from the cache if they are there."""

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -31,12 +31,15 @@ from editeval.edits.delta import Delta, Edit, LowRankDelta
 from editeval.edits.dense import dense
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import EditMethod
+from editeval.interfaces import EditMethod, Predictable, UsesStatistics
 from editeval.interfaces import Editor as InnerEditor
+from editeval.keyvalue.footprint import FLOAT32, FLOAT64
 from editeval.keyvalue.updates import dense_by_parameter, weight_deltas
-from editeval.types import ConfigError, EditRequest, ModelDescription, Progress
+from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 PREFIX = "prune"
+RESTRAINED_VALUES = 1 / 3  # the rank of C: 1 on one of three models of the tests; a sum that grows without bound has more
+EIGENVECTOR_OPERATIONS = 10.0  # of a symmetric (n, n) matrix, times n^3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,27 @@ class PRUNE:
     def check(self, model: ModelDescription) -> None:
         """Check the method that it restrains."""
         self.of.check(model)
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint | None:
+        """Predict what the method that it restrains needs, if that can say, and the sums of its updates. The rank of C is an assumption."""
+        needs = self.of.footprint(model, workload) if isinstance(self.of, Predictable) else None
+        if needs is None:
+            return None
+        # The sum, the unedited matrix or the update, and of the shorter side the product, its eigenvectors and their scratch.
+        host = max((2 * d_out * d_in + 4 * min(d_out, d_in) ** 2 for d_out, d_in in needs.edited), default=0) * FLOAT64
+        work = sum(2.0 * d_out * d_in * min(d_out, d_in) + EIGENVECTOR_OPERATIONS * min(d_out, d_in) ** 3 for d_out, d_in in needs.edited)
+        excess = round(RESTRAINED_VALUES * sum(d_out + d_in for d_out, d_in in needs.edited) * FLOAT32)
+        return replace(
+            needs,
+            host_bytes=needs.host_bytes + host,
+            journal_bytes=needs.journal_bytes + 3 * excess,  # the new one, the one before it, and the new one to remember
+            auxiliary_bytes=needs.auxiliary_bytes + excess,
+            edit_operations=needs.edit_operations + work,
+        )
+
+    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
+        """Return what the method that it restrains must compute first."""
+        return self.of.missing_statistics(model, fingerprint, cache) if isinstance(self.of, UsesStatistics) else ()
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor."""

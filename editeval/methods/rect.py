@@ -11,7 +11,7 @@ become 0. What stays has no low rank: the journal holds the update's factors and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,10 +21,11 @@ from editeval.edits.delta import DenseDelta, Edit, LowRankDelta, WeightDelta
 from editeval.edits.dense import dense, joined, num_bytes, selected_delta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import EditMethod
+from editeval.interfaces import EditMethod, Predictable, UsesStatistics
 from editeval.interfaces import Editor as InnerEditor
+from editeval.keyvalue.footprint import FLOAT32
 from editeval.keyvalue.updates import weight_deltas
-from editeval.types import ConfigError, EditRequest, ModelDescription, Progress
+from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,24 @@ class RECT:
     def check(self, model: ModelDescription) -> None:
         """Check the method that it regularises."""
         self.of.check(model)
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint | None:
+        """Predict what the method that it regularises needs, if that can say, with a bit a weight beside each update of low rank.
+
+        Over fine-tuning, whose updates have no low rank, an edit takes a whole matrix in the journal: more than is said here.
+        """
+        needs = self.of.footprint(model, workload) if isinstance(self.of, Predictable) else None
+        if needs is None:
+            return None
+        elements = sum(d_out * d_in for d_out, d_in in needs.edited)
+        whole = elements * FLOAT32
+        kept = min(whole + needs.auxiliary_bytes, needs.journal_bytes + elements // 8)
+        # On the host: the updates, what is kept of them, and the relative changes of one matrix while they are ranked.
+        return replace(needs, journal_bytes=kept, host_bytes=needs.host_bytes + 3 * whole)
+
+    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
+        """Return what the method that it regularises must compute first."""
+        return self.of.missing_statistics(model, fingerprint, cache) if isinstance(self.of, UsesStatistics) else ()
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor."""

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
+from editeval.keyvalue.footprint_training import network_footprint
 from editeval.keyvalue.hypernetwork import Hypernetwork
 from editeval.keyvalue.hypernetwork_settings import TrainedSettings, update_of
-from editeval.types import ConfigError, EditRequest, Progress
+from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 if TYPE_CHECKING:
     from editeval.keyvalue.hypernetwork_training import Course
@@ -59,6 +60,10 @@ class RLEdit(TrainedSettings):
     def settings(self) -> Mapping[str, Any]:
         """Return everything that an edit depends on beside model and requests."""
         return self.learned()
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes."""
+        return network_footprint(self, model, workload, lessons_per_row=min(self.memory, self.rows_per_step), rows_in_memory=1)
 
     def make_course(self) -> Callable[..., Course]:
         """The rows of a step are edited one after another."""

@@ -35,11 +35,20 @@ from editeval.keyvalue.archive import read_archive, write_archive
 from editeval.memory.demonstrations import question, statement_that_fits
 from editeval.memory.encoder import SentenceEncoder, encoder_identity, encoder_settings_in, fetch_encoder, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
+from editeval.memory.footprint import (
+    encoder_disk,
+    encoder_shape,
+    fact_bytes,
+    parameters_of,
+    reader_shape,
+    reader_training,
+    scope_training,
+)
 from editeval.memory.settings import LearningSettings
 from editeval.models.gguf import file_sha256
 from editeval.models.load import PretrainedModel, frozen
 from editeval.models.model import LanguageModel
-from editeval.types import ConfigError, EditevalError, EditRequest, ModelDescription, Progress, content_key
+from editeval.types import ConfigError, EditevalError, EditRequest, Footprint, ModelDescription, Progress, Workload, content_key
 
 FORMAT_VERSION = 2  # raised when the same rows and settings train other parts than before
 PARTS = ("scope", "counterfactual")
@@ -102,6 +111,22 @@ class SERAC:
                 raise ConfigError(
                     f"method.archive={self.archive} has no {part}.safetensors; give a folder with both parts, or null to train"
                 )
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes; a counterfactual model that is named counts like the published ones."""
+        encoder = encoder_shape(self.encoder)
+        reader = reader_shape(self.counterfactual, model)
+        settings = self._learning_settings
+        parts = () if self.archive is not None else (scope_training(encoder, settings), reader_training(reader, workload, settings))
+        return Footprint(
+            held_bytes={"sentence encoder": encoder.bytes, "counterfactual model": parameters_of(reader) * workload.element_bytes},
+            peak_bytes={name: size for part in parts for name, size in part.peak_bytes.items()},
+            host_bytes=max((part.host_bytes for part in parts), default=0),
+            disk_bytes=encoder_disk(self.encoder) + sum(part.disk_bytes for part in parts),
+            journal_bytes=fact_bytes(encoder, workload, demonstrations=0),
+            once_operations=sum(part.once_operations for part in parts),
+            edit_operations=encoder.operations(workload.batch_size),
+        )
 
     def fetch(self, folder: Path) -> tuple[Path, ...]:
         """Copy encoder and counterfactual model into a folder for machines without network; return the files.

@@ -27,9 +27,11 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.features import Features, editing_features
 from editeval.keyvalue.fine_tuning import target_row
+from editeval.keyvalue.footprint import APPLYING, FLOAT32, FLOAT64, MASTERS, PROMPT_TOKENS, EditedMap, all_mlp_maps, writing_of
+from editeval.keyvalue.footprint_gradient import GradientPass
 from editeval.keyvalue.spread import check_batch
 from editeval.models.sites import sites_for
-from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress
+from editeval.types import ConfigError, EditError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 MAPS = ("mlp_in", "mlp_gate", "mlp_up", "mlp_out")
 PUBLISHED_DEPTHS = (18 / 28, 26 / 28)  # layers 18 to 26 of GPT-J's 28
@@ -72,6 +74,31 @@ class UltraEdit:
         """
         self._sites(model)
 
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes. The features of all facts of an edit are on the host."""
+        self.check(model)  # below there must be a layer
+        chosen = [(layer, edited) for name, layers in self._layers(model) for layer in layers for edited in _maps(model, name)]
+        maps = [edited for _, edited in chosen]
+        first, facts = min(layer for layer, _ in chosen), workload.batch_size
+        writing, positions = writing_of(maps, workload), facts * PROMPT_TOKENS
+        together = GradientPass(first=first, rows=min(self.rows_per_pass, facts))
+        every = GradientPass(first=first, rows=facts)
+        updates = sum(min(positions * (edited.d_out + edited.d_in), edited.elements) for edited in maps) * FLOAT32
+        features = positions * sum(edited.d_out + edited.d_in for edited in maps)
+        statistics = sum(2 * sum(shape) + 1 for shape in {edited.shape for edited in maps}) * FLOAT64
+        return Footprint(
+            held_bytes={MASTERS: writing.masters},
+            peak_bytes={"gradients of the facts": together.kept_bytes(model, workload), APPLYING: writing.applying},
+            # Features as they come, normalised in float64; of one map the products of its keys and their factor.
+            host_bytes=writing.copies + updates + features * (FLOAT32 + 2 * FLOAT64) + 2 * positions**2 * FLOAT64,
+            journal_bytes=updates + statistics,
+            auxiliary_bytes=statistics,
+            edit_operations=every.arriving_operations(model)
+            + every.operations(model)
+            + sum(2.0 * positions**2 * (edited.d_in + edited.d_out) + positions**3 for edited in maps),
+            edited=tuple(edited.shape for edited in maps),
+        )
+
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; nothing has to be made."""
         description = model.lm.description
@@ -85,8 +112,8 @@ class UltraEdit:
     def _sites(self, model: ModelDescription) -> tuple[str, ...]:
         """Return the paths of the edited maps, in order of kind and layer."""
         found: list[str] = []
-        for name, layers in self.maps.items():
-            for layer in _published(model) if layers is None else layers:
+        for name, layers in self._layers(model):
+            for layer in layers:
                 if not 0 <= layer < model.num_layers:
                     raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.maps.{name}")
                 found.extend(path.format(layer) for path in _paths(model, name))
@@ -95,6 +122,10 @@ class UltraEdit:
                 f"method.maps={dict(self.maps)} names no layer; give one kind of map a layer, such as method.maps.mlp_out=[3]"
             )
         return tuple(dict.fromkeys(found))
+
+    def _layers(self, model: ModelDescription) -> list[tuple[str, Sequence[int]]]:
+        """Return the layers where each kind of map is edited."""
+        return [(name, _published(model) if layers is None else layers) for name, layers in self.maps.items()]
 
 
 def _published(model: ModelDescription) -> range:
@@ -109,6 +140,12 @@ def _paths(model: ModelDescription, name: str) -> tuple[str, ...]:
     if len(sites.mlp_in) != 2:
         raise ConfigError(f"{model.name} has no map {name} of its own; set method.maps to mlp_in or mlp_out")
     return (sites.mlp_in[0 if name == "mlp_gate" else 1],)
+
+
+def _maps(model: ModelDescription, name: str) -> list[EditedMap]:
+    """Return the shapes of the maps of a kind in one layer."""
+    *into, out = all_mlp_maps(model)
+    return [out] if name == "mlp_out" else into[: len(_paths(model, name))]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

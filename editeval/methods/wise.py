@@ -33,15 +33,18 @@ from editeval.inference.edited import EditedModel
 from editeval.inference.encoding import TokenPair, encode_pairs
 from editeval.interfaces import attach
 from editeval.keyvalue.fine_tuning import TargetRow, TuningBatch
+from editeval.keyvalue.footprint import FLOAT32, PROMPT_TOKENS, mlp_maps, prefixed_rows
+from editeval.keyvalue.footprint_gradient import GradientPass
 from editeval.keyvalue.prefixes import check_prefixes, context_prefixes
 from editeval.keyvalue.settings import chosen_layer
 from editeval.keyvalue.suffix import pad_rows
 from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
 from editeval.models.trace import capture, run_until
-from editeval.types import ConfigError, EditError, EditevalError, EditRequest, ModelDescription, Progress
+from editeval.types import ConfigError, EditError, EditevalError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 PUBLISHED_DEPTH = 27 / 32  # layer 27 of Llama-2-7B's 32
+STEP_COPIES = 6  # float32 copies of the matrix in a step: the difference, its gradient twice, masked, moved, clamped
 STEADY = 1e-4  # change of the loss from one step to the next below which it may end, as in the published code
 
 
@@ -112,6 +115,24 @@ class WISE:
         """
         self._layer(model)
         self.irrelevant.check()
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
+        """Predict memory, disk and operations from shapes: an edit records every element within the mask, whatever it changed."""
+        (matrix,) = mlp_maps(model, 1)
+        rows, tokens = prefixed_rows(self.context_prefixes, self.prefix_lengths)
+        trained = GradientPass(first=self._layer(model), rows=rows, tokens=tokens)
+        positions = trained.positions + self.irrelevant_prompts * PROMPT_TOKENS
+        step = matrix.elements * STEP_COPIES + positions * (matrix.d_in + 4 * matrix.d_out)
+        margins = 6.0 * matrix.elements * (trained.positions + positions)
+        memory = matrix.elements * FLOAT32
+        return Footprint(
+            held_bytes={"side memories": self.merge_shards * memory},  # before they are merged into one
+            peak_bytes={"writing into a memory": step * FLOAT32 + trained.kept_bytes(model, workload)},
+            # All of them, the new state of one, the random numbers of a mask, and the values as they are recorded.
+            host_bytes=(self.merge_shards + 3) * memory,
+            journal_bytes=round(self.mask_share * memory),
+            edit_operations=self.num_steps * (trained.operations(model) + margins) + trained.arriving_operations(model),
+        )
 
     def adapter(self, lm: LanguageModel, cache: Cache, progress: Progress) -> SideMemoryAdapter:
         """Return the adapter without a memory."""

@@ -43,13 +43,17 @@ ABSENT_GPU_OPERATIONS = 5e13  # a second, where a GPU is planned for that is not
 class Plan:
     """Predicted needs of a run, in bytes and seconds. `device` holds what lies on the model's device, by what it is for.
 
+    `cache` and `journal` are disk: what is kept for many runs, and what this one records, `journal_per_edit` for each edit.
+
     Where the method says nothing of what it needs, `method_predicted` is false: the bytes are those of model and evaluation alone, and
     `seconds_per_edit` is None unless earlier runs tell it.
     """
 
     device: Mapping[str, int]
     host: int
-    disk: int
+    cache: int
+    journal: int
+    journal_per_edit: int
     seconds_per_edit: float | None
     seconds_once: float
     seconds_from: str
@@ -141,7 +145,9 @@ def plan_of(config: DictConfig, method: EditMethod, model: ModelDescription, wei
     return Plan(
         device=device,
         host=needs.host_bytes + (weights if on_gpu else 0),
-        disk=needs.disk_bytes + edits * needs.journal_bytes,
+        cache=needs.disk_bytes,
+        journal=edits * needs.journal_bytes,
+        journal_per_edit=needs.journal_bytes,
         seconds_per_edit=seconds,
         seconds_once=needs.once_operations / rate,
         seconds_from=origin,
@@ -216,10 +222,29 @@ def _room(config: DictConfig, plan: Plan) -> list[Finding]:
         findings.append(_compared("GPU memory", plan.device_bytes, free))
     host = plan.host if _wants_gpu(config) else plan.host + plan.device_bytes
     findings.append(_compared("memory", host, _memory()))
-    for name in ("cache", "runs"):
-        folder = next(path for path in (Path(config.paths[name]).absolute(), *Path(config.paths[name]).absolute().parents) if path.exists())
-        findings.append(_compared(f"disk of paths.{name}", plan.disk, shutil.disk_usage(folder).free))
+    return [*findings, *_disks(config, {"cache": plan.cache, "runs": plan.journal})]
+
+
+def _disks(config: DictConfig, needed: Mapping[str, int]) -> list[Finding]:
+    """Compare what each of `paths` needs with its disk; folders on one disk share it."""
+    folders = {name: _existing(Path(config.paths[name]).absolute()) for name in needed}
+    on_disk: dict[int, list[str]] = {}
+    for name, folder in folders.items():
+        on_disk.setdefault(_disk_of(folder), []).append(name)
+    findings = []
+    for names in on_disk.values():
+        what = "disk of " + " and ".join(f"paths.{name}" for name in names)
+        findings.append(_compared(what, sum(needed[name] for name in names), shutil.disk_usage(folders[names[0]]).free))
     return findings
+
+
+def _disk_of(folder: Path) -> int:
+    return folder.stat().st_dev
+
+
+def _existing(folder: Path) -> Path:
+    """Return the folder, or the nearest one above it that is there."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
 
 
 def _compared(what: str, needed: int, free: int) -> Finding:
@@ -274,10 +299,13 @@ def _plan_lines(plan: Plan) -> list[str]:
     return [
         f"memory on the model's device: {_size(plan.device_bytes)} ({parts})",
         f"memory of the host beside it: {_size(plan.host)}",
-        f"disk: {_size(plan.disk)} (statistics and journal)",
+        f"disk: {_size(plan.cache + plan.journal)} ({_size(plan.cache)} once for all runs; journal {_size(plan.journal_per_edit)} an edit)",
         f"seconds per edit: {seconds}{once}",
     ]
 
 
 def _size(number: int) -> str:
-    return f"{number / GIB:.1f} GiB" if number >= GIB // 10 else f"{number / (1 << 20):.1f} MiB"
+    for unit, size in (("GiB", GIB), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number} bytes"

@@ -1,4 +1,4 @@
-"""The contract of a method: eleven claims, made of every file of conf/method on tiny models of several architectures."""
+"""The contract of a method: twelve claims, made of every file of conf/method on tiny models of several architectures."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from editeval.edits.delta import DenseDelta
+from editeval.edits.encoding import encode
 from editeval.edits.journal import EditJournal
 from editeval.experiment import build
 from editeval.files import Cache
 from editeval.inference.adapters import RequestAdapter
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import EditMethod, Editor, EvaluationContext, ModelSource
+from editeval.interfaces import EditMethod, Editor, EvaluationContext, ModelSource, Predictable
 from editeval.keyvalue.settings import LocateSettings
 from editeval.models.model import LanguageModel
-from editeval.types import EditError, EditRequest, Probe, SilentProgress, seed_for
+from editeval.types import EditError, EditRequest, Footprint, Probe, SilentProgress, Workload, seed_for
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 METHODS = sorted(path.stem for path in (CONF / "method").glob("*.yaml"))
@@ -261,3 +263,22 @@ def test_11_the_first_edit_is_still_measured_after_the_last(bench: Bench) -> Non
     context = EvaluationContext(num_edits=len(REQUESTS), edited=REQUESTS, planned=REQUESTS, seed=0, cache=bench.cache)
     evaluation = EditQuality(max_new_tokens=4, fluency_tokens=1, fluency_facts=0).evaluate(bench.model, context)
     assert {sample["request_id"] for sample in evaluation.samples} == {request.request_id for request in REQUESTS}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_12_an_edit_takes_the_predicted_bytes_of_the_journal(method: str, bench_for: Callable[[str, str], Bench]) -> None:
+    """On one model: shapes differ between architectures, formulas do not. Whole matrices are predicted to the byte but for a tenth."""
+    bench = bench_for(method, "tiny-llama")
+    assert isinstance(bench.method, Predictable)
+    predicted = bench.method.footprint(bench.model.lm.description, Workload(element_bytes=4, batch_size=1))
+    assert isinstance(predicted, Footprint)
+    edits = []
+    for request in REQUESTS[:2]:
+        edits.append(bench.editor.edit([request], seed=seed_for("contract", request.request_id)))
+        bench.model.apply(edits[-1])
+    bench.model.restore()
+    first, second = (encode(edit) for edit in edits)
+    # A layout is recorded once for all edits that have it.
+    recorded = sum(part.nbytes for part in second.tensors) + (len(second.layout) if second.layout != first.layout else 0)
+    margin = 1.1 if any(isinstance(delta, DenseDelta) for delta in edits[1].deltas) else 2
+    assert predicted.journal_bytes / margin <= recorded <= predicted.journal_bytes * margin

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,10 +19,10 @@ from editeval.__main__ import main
 from editeval.experiment import build
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import EditMethod, ModelSource, Predictable
+from editeval.interfaces import EditMethod, Editor, ModelSource, Predictable
 from editeval.models.shapes import published_config, weight_bytes
 from editeval.sweep.doctor import diagnose
-from editeval.types import EditRequest, SilentProgress, Workload
+from editeval.types import EditRequest, ModelDescription, Progress, SilentProgress, Workload
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GIGABYTE = 10**9
@@ -59,16 +62,23 @@ def test_every_pretrained_model_of_conf_has_a_published_shape() -> None:
             assert published_config(node.name_or_path) is not None, path.name
 
 
-@pytest.mark.parametrize("model", ["tiny-gpt2", "tiny-llama"])
-def test_an_edit_takes_the_predicted_memory_within_a_factor_of_two(compose_config: Compose, cache_dir: Path, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "method"),
+    [("tiny-gpt2", "rome"), ("tiny-llama", "rome"), ("tiny-llama", "ft-m"), ("tiny-llama", "lora")],
+)
+def test_an_edit_takes_the_predicted_memory_within_a_factor_of_two(
+    compose_config: Compose, cache_dir: Path, model: str, method: str
+) -> None:
     """Peak of tensors alive beyond what was there before, as torch's allocator counts it, against the largest predicted phase."""
-    config = compose_config(f"model={model}", "method=rome", "corpus.tokens=2000")
+    config = compose_config(f"model={model}", f"method={method}", "corpus.tokens=2000")
     lm = build(config.model, "model", ModelSource).load()
-    method = build(config.method, "method", EditMethod)
-    assert isinstance(method, Predictable)
-    predicted = max(method.footprint(lm.description, Workload(element_bytes=4, batch_size=1)).peak_bytes.values())
+    built = build(config.method, "method", EditMethod)
+    assert isinstance(built, Predictable)
+    footprint = built.footprint(lm.description, Workload(element_bytes=4, batch_size=1))
+    assert footprint is not None
+    predicted = max(footprint.peak_bytes.values())
     edited = EditedModel(lm)
-    editor = method.prepare(edited, Cache(cache_dir), SilentProgress())
+    editor = built.prepare(edited, Cache(cache_dir), SilentProgress())
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         edited.apply(editor.edit([REQUEST], seed=0))
     alive = peak = 0
@@ -120,9 +130,60 @@ def test_a_data_file_that_paths_data_lacks_is_missing_with_network_too(compose_c
     assert [finding.kind for finding in from_hub.findings if finding.text.startswith("dataset")] == ["note"]
 
 
-@pytest.mark.parametrize("method", [["method=grace"], ["method=random", "method@of=ft-m"]])
-def test_a_method_that_says_nothing_of_its_needs_is_named_as_unpredicted(compose_config: Compose, method: list[str]) -> None:
-    diagnosis = diagnose(compose_config("model=tiny-gpt2", *method, EDITS), offline=False)
+def test_the_journal_of_fine_tuning_a_large_model_is_missing_on_a_small_disk(
+    compose_config: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A map of Llama 2 7B, 4096 x 11008: of each of 12 positions 25 gradients at its output and once its input, in 4 bytes a number."""
+    monkeypatch.setattr("editeval.sweep.doctor.shutil.disk_usage", lambda _: SimpleNamespace(free=4 * GIGABYTE))
+    verdicts = {}
+    for edits in (100, 1000):
+        run = ("model=llama2-7b", "method=ft-m", f"num_edits={edits}", f"paths.runs={tmp_path}", EDITS)
+        diagnosis = diagnose(compose_config(*run), offline=False)
+        assert diagnosis.plan is not None
+        assert diagnosis.plan.journal_per_edit == 12 * (25 * 4096 + 11008) * 4
+        assert diagnosis.plan.journal == edits * diagnosis.plan.journal_per_edit
+        verdicts[edits] = [
+            finding.kind for finding in diagnosis.findings if finding.text.startswith("disk of") and "paths.runs" in finding.text
+        ]
+    assert verdicts == {100: ["ok"], 1000: ["missing"]}
+
+
+def test_folders_on_disks_of_their_own_are_compared_apart(compose_config: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cache, runs = tmp_path / "cache", tmp_path / "runs"
+    cache.mkdir()
+    runs.mkdir()
+    monkeypatch.setattr("editeval.sweep.doctor._disk_of", {cache: 0, runs: 1}.__getitem__)
+    monkeypatch.setattr("editeval.sweep.doctor.shutil.disk_usage", lambda folder: SimpleNamespace(free=0 if folder == runs else GIGABYTE))
+    config = compose_config("model=tiny-llama", "method=ft-m", f"paths.cache={cache}", f"paths.runs={runs}", EDITS)
+    found = {finding.text.partition(":")[0]: finding.kind for finding in diagnose(config, offline=False).findings}
+    assert (found["disk of paths.cache"], found["disk of paths.runs"]) == ("ok", "missing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaysNothing:
+    """A method of somebody else's, which predicts nothing."""
+
+    max_batch_size: ClassVar[int | None] = None
+
+    name: str
+
+    def settings(self) -> Mapping[str, Any]:
+        return {}
+
+    def check(self, model: ModelDescription) -> None:
+        pass
+
+    def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("around", [None, "random", "rect", "prune"])
+def test_a_method_that_says_nothing_of_its_needs_is_named_as_unpredicted(compose_config: Compose, around: str | None) -> None:
+    config = compose_config("model=tiny-gpt2", f"method={around or 'none'}", EDITS)
+    inner = {"_target_": f"{__name__}.SaysNothing", "name": "other"}
+    OmegaConf.set_struct(config, value=False)
+    OmegaConf.update(config, "method.of" if around else "method", inner, merge=False)
+    diagnosis = diagnose(config, offline=False)
     assert diagnosis.ready
     assert any(finding.kind == "note" and "is not predicted" in finding.text for finding in diagnosis.findings)
     assert any("seconds per edit: not predicted" in line for line in diagnosis.lines())
@@ -130,10 +191,16 @@ def test_a_method_that_says_nothing_of_its_needs_is_named_as_unpredicted(compose
 
 @pytest.mark.parametrize(
     ("overrides", "count"),
-    [(["method=pmet"], 1), (["method=pmet", "method.edit=both"], 2), (["method=random", "method@of=rome"], 1)],
+    [
+        (["method=pmet"], 1),
+        (["method=pmet", "method.edit=both"], 2),
+        (["method=random", "method@of=rome"], 1),
+        (["method=rect"], 1),
+        (["method=prune"], 1),
+    ],
 )
 def test_statistics_of_every_edited_map_are_asked_for(compose_config: Compose, overrides: list[str], count: int) -> None:
-    layer = [] if "method=random" in overrides else ["method.layers=[1]"]
+    layer = ["method.layers=[1]"] if "method=pmet" in overrides else []
     found = diagnose(compose_config("model=tiny-gpt2", *overrides, *layer, EDITS), offline=False).findings
     assert any(f"key statistics of {count} maps" in finding.text for finding in found)
 
