@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,6 +20,7 @@ from editeval.keyvalue.solve import CholeskyFactor, factorise
 from editeval.models.model import LanguageModel
 from editeval.types import EditRequest, seed_for
 
+KN_STEPS = 20  # published
 NUM_LAYERS = 5  # edited by the methods that spread, up to a third of the depth
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 SHORT = ("old road went north", "first of them left")
@@ -39,37 +41,48 @@ BUILT_IN = (
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Setup:
-    """A model with its covariances by site, and what our methods keep of them; `once` tells the CPU seconds that took."""
+    """A model, and what methods that solve with a covariance keep of it, made when the first of them asks.
+
+    The one covariance stands for every layer's, and so does the projection: what solves cost does not depend on the numbers.
+    """
 
     lm: LanguageModel
-    layers: tuple[int, ...]
-    covariance: Tensor
-    factor: CholeskyFactor
-    inverse: CovarianceInverse
-    space: NullSpace | None
-    once: Mapping[str, float]
+    kn_steps: int = KN_STEPS
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The edited layers of the methods that spread, the one at a third of the depth last."""
+        last = round(self.lm.description.num_layers / 3)
+        return tuple(range(max(0, last - NUM_LAYERS + 1), last + 1))
 
     @property
     def sites(self) -> list[str]:
-        """The edited maps, the one at a third of the depth last."""
+        """The edited maps of these layers."""
         return [self.lm.sites.mlp_out.format(layer) for layer in self.layers]
 
+    @cached_property
+    def covariance(self) -> Tensor:
+        """A matrix as wide as the keys."""
+        return random_covariance(self.lm.description.intermediate_size)
 
-def prepare(lm: LanguageModel, *, with_null_space: bool) -> Setup:
-    """Make a covariance and, once, what our methods make of it.
+    @cached_property
+    def factor(self) -> tuple[CholeskyFactor, float]:
+        """The covariance's factor, and the CPU seconds it took: once a layer."""
+        covariance = self.covariance
+        return timed(lambda: factorise(covariance))
 
-    It stands for every layer's, and so does a projection: what solves cost does not depend on the numbers.
-    """
-    last = round(lm.description.num_layers / 3)
-    covariance = random_covariance(lm.description.intermediate_size)
-    factor, once_factor = timed(lambda: factorise(covariance))
-    inverse, once_inverse = timed(lambda: CovarianceInverse(matrix=factor.inverse()))
-    once = {"factor": once_factor, "inverse": once_inverse}
-    space = random_null_space(lm.description.intermediate_size) if with_null_space else None
-    layers = tuple(range(max(0, last - NUM_LAYERS + 1), last + 1))
-    return Setup(lm=lm, layers=layers, covariance=covariance, factor=factor, inverse=inverse, space=space, once=once)
+    @cached_property
+    def inverse(self) -> tuple[CovarianceInverse, float]:
+        """The inverse made of the factor, and the CPU seconds it took: once a layer."""
+        factor, _ = self.factor
+        return timed(lambda: CovarianceInverse(matrix=factor.inverse()))
+
+    @cached_property
+    def space(self) -> NullSpace:
+        """What AlphaEdit projects onto."""
+        return random_null_space(self.lm.description.intermediate_size)
 
 
 def smollm2() -> LanguageModel:

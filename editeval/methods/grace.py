@@ -35,6 +35,7 @@ from editeval.keyvalue.footprint_gradient import GradientPass
 from editeval.keyvalue.lookup import Located
 from editeval.keyvalue.settings import chosen_layer
 from editeval.keyvalue.suffix import SuffixPass, next_token_logits
+from editeval.keyvalue.upper import UpperPass
 from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
 from editeval.models.trace import replace_output
@@ -184,9 +185,8 @@ class Editor:
         return Edit(deltas=(codebook_delta(site, entries, position=prompt_end),), diagnostics=diagnostics)
 
     def _loss_over_prompt(self, row: Located) -> Callable[[Tensor], Tensor]:
-        """Return the loss as a function of a value that stands at every token of the prompt, by the whole model."""
-        device = self.lm.device_of(self.lm.module.get_submodule(self.lm.sites.embedding))
-        ids = torch.tensor([row.input_ids], device=device)
+        """Return the loss as a function of a value that stands at every token of the prompt, by the site's layer and those above it."""
+        upper = UpperPass(self.lm, [row.input_ids], first=self.layer)
         targets = torch.tensor(row.target_ids)
 
         def loss(value: Tensor) -> Tensor:
@@ -195,8 +195,10 @@ class Editor:
                 return torch.cat([head, output[:, row.target_start :]], dim=1)
 
             with replace_output(self.lm.module, self.codebook.site, put):
-                logits = self.lm.module(input_ids=ids, use_cache=False).logits[0, row.target_start - 1 :]
-            return torch.nn.functional.cross_entropy(logits.float(), targets.to(logits.device))
+                hidden_BTD = upper.hidden()
+            # Logits at every position, as the model itself makes them: fewer rows in the product would round otherwise.
+            logits = next_token_logits(self.lm, hidden_BTD)[0, row.target_start - 1 :]
+            return torch.nn.functional.cross_entropy(logits, targets.to(logits.device))
 
         return loss
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks.straightforward_gradients import full_grace
 from editeval.edits.delta import CodebookDelta, Edit
 from editeval.files import Cache
 from editeval.inference.adapters_codebook import CodebookAdapter, CodebookEntry, Nearest, codebook_delta
 from editeval.inference.edited import EditedModel
+from editeval.inference.encoding import encode_pairs
 from editeval.methods import grace as module_under_test
 from editeval.methods.grace import GRACE, Editor, cold_value, grow
 from editeval.models.load import description_of, frozen
 from editeval.models.model import LanguageModel
-from editeval.models.sites import sites_for
+from editeval.models.sites import SITES, sites_for
+from editeval.models.tiny import TinyModel
 from editeval.models.trace import replace_output
 from editeval.types import ConfigError, EditError, EditRequest, SilentProgress
 
@@ -165,6 +169,55 @@ def test_the_trained_value_says_the_target_and_its_loss_is_that_of_the_whole_mod
     model.apply(edit)
     assert log_prob(model, fact) == pytest.approx(float(expected), abs=1e-4)
     assert log_prob(model, fact) > before + 1
+
+
+@pytest.mark.parametrize("replaced", ["last", "prompt"])
+@pytest.mark.parametrize("architecture", SITES)
+def test_key_value_and_loss_equal_training_by_whole_passes(cache_dir: Path, architecture: str, replaced: str) -> None:
+    lm = TinyModel(name="tiny", architecture=architecture, cache_dir=cache_dir).load()
+    _, editor = prepared(lm, cache_dir, layer=1, replace=replaced, num_steps=5, learning_rate=0.3)
+    fact = EditRequest(request_id="a", prompt="{} is the capital of", subject="Port Moresby", target_new="Papua New Guinea")
+    edit = editor.edit([fact], seed=1)
+    (delta,) = edit.deltas
+    assert isinstance(delta, CodebookDelta)
+    (pair,) = encode_pairs(lm.tokenizer, [fact.full_prompt], [f" {fact.target_new}"], special_tokens=None)
+    start = cold_value(delta.values.shape[1], seed=1)
+    expected = full_grace(
+        lm,
+        pair.context,
+        pair.continuation,
+        site=editor.codebook.site,
+        start=start,
+        num_steps=5,
+        learning_rate=0.3,
+        everywhere=replaced == "prompt",
+    )
+    assert relative_error(delta.keys[0], expected.key) < 1e-5
+    assert relative_error(delta.values[0], expected.value) < 1e-4
+    assert relative_error(start, expected.value) > 0.1
+    assert [edit.diagnostics[name] for name in ("loss_first", "loss_last")] == pytest.approx(
+        [expected.losses[0], expected.losses[-1]], rel=1e-4
+    )
+
+
+@pytest.mark.parametrize(("replaced", "passes"), [("last", 1), ("prompt", 2)])
+def test_layers_below_the_site_run_as_often_whatever_the_steps(lm: LanguageModel, tmp_path: Path, replaced: str, passes: int) -> None:
+    """Once for keys, values and the query; and once more to stand before the site's layer with the whole prompt."""
+    calls = dict.fromkeys(range(lm.description.num_layers), 0)
+
+    def count(number: int) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            calls[number] += 1
+
+        return hook
+
+    handles = [lm.layer_module(lm.sites.layers, number).register_forward_pre_hook(count(number)) for number in calls]
+    _, editor = prepared(lm, tmp_path, replace=replaced, num_steps=30)
+    editor.edit([request(2)], seed=1)
+    for handle in handles:
+        handle.remove()
+    assert [calls[number] for number in (0, 1)] == [passes, passes]
+    assert calls[2] >= 30
 
 
 def test_a_warm_value_starts_from_what_the_model_does(lm: LanguageModel, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.kn_speed import looped_scores
+from benchmarks.straightforward_gradients import looped_scores
 from editeval.edits.delta import LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel

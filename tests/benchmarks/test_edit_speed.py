@@ -1,0 +1,65 @@
+"""What `benchmarks/edit_speed.py` compares gives the same outcome in both forms; seconds are no matter of tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import edit_speed
+from benchmarks.edit_speed import METHODS, main
+from benchmarks.speed_pairs import Outcome, Pair
+from benchmarks.speed_setup import Setup
+from editeval.edits.delta import LowRankDelta
+from editeval.files import read_jsonl
+from editeval.types import EditRequest
+
+TINY = ("--models", "tiny", "--edits", "1")
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> Mapping[str, Any]:
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert isinstance(record, dict)
+    return record
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_both_forms_of_a_method_give_the_same_outcome(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "--methods", method]) == 0
+    record = told(capsys)
+    (timing,) = record["timings"]
+    assert record["same"]
+    assert (timing["method"], timing["facts"]) == (method, 1)
+    # On a model as narrow as this one, rounding is all that differs, whatever a method's tolerance on wide ones.
+    assert timing["largest_difference"] < 1e-4
+    assert (timing["plain_passes_an_edit"] is not None) == (method == "mend")
+
+
+def test_an_outcome_that_differs_ends_with_status_1(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def wrong(setup: Setup) -> Pair:
+        pair = METHODS["mend"](setup)
+
+        def ours(request: EditRequest) -> Outcome:
+            found = dict(pair.ours(request))
+            name, update = next(iter(found.items()))
+            assert isinstance(update, LowRankDelta)
+            return {**found, name: replace(update, left=1.01 * update.left)}
+
+        return replace(pair, ours=ours)
+
+    monkeypatch.setattr(edit_speed, "METHODS", {"wrong": wrong})
+    assert main([*TINY, "--methods", "wrong"]) == 1
+    assert not told(capsys)["same"]
+
+
+def test_a_fact_that_was_measured_is_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "speed.jsonl"
+    assert main([*TINY, "--methods", "kn", "--out", str(out)]) == 0
+    first = told(capsys)["timings"]
+    assert main([*TINY, "--methods", "kn", "--out", str(out)]) == 0
+    assert told(capsys)["timings"] == first
+    assert len(read_jsonl(out)[0]) == 1
