@@ -24,13 +24,13 @@ from typing import Any, TypeVar
 from hydra.errors import HydraException
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from editeval.datasets.selection import known, known_requests, order
 from editeval.edits.journal import EditJournal
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import Benchmark, Callback, EditDataset, EditMethod, ModelSource, RunState
+from editeval.interfaces import Benchmark, Callback, ChecksModel, EditDataset, EditMethod, ModelSource, RunState
 from editeval.models.prompt_format import CHAT, RAW, check_format, check_template, in_format, wrapper
 from editeval.runner.results import JOURNAL_FOLDER, BaseScores, ScoreStore, write_manifest
 from editeval.runner.runner import Runner, Trajectory
@@ -174,6 +174,7 @@ def _execute(experiment: Experiment) -> RunResult:
     run_dir = experiment.runs / "-".join(
         re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in (names["model"], names["method"], names["dataset"], trajectory.edit_key[:12])
     )
+    _check_facts_fit(experiment, trajectory.edited_after(trajectory.rungs[-1]))
     _writable(run_dir)
     write_manifest(run_dir, _manifest(experiment, trajectory))
     with _log_to(run_dir / "run.log"), EditJournal.open(run_dir / JOURNAL_FOLDER, genesis=trajectory.edit_key) as journal:
@@ -236,7 +237,8 @@ def build(node: DictConfig, where: str, kind: type[Kind]) -> Kind:
         made = instantiate(node, _convert_="all")
     except (HydraException, OmegaConfBaseException) as error:
         cause = error.__cause__ or error
-        raise ConfigError(str(cause) if str(cause).startswith(where) else f"{where}: {cause}") from error
+        reason, _, _ = str(cause).partition("\n")  # the lines behind the first say where omegaconf was
+        raise ConfigError(reason if reason.startswith(where) else f"{where}: {reason}") from error
     if not isinstance(made, kind):
         raise ConfigError(f"{where}._target_={node._target_} is not a {kind.__name__}; see editeval/interfaces.py for what it must do")
     return made
@@ -301,6 +303,9 @@ def _selected(
 
     def ask() -> list[str]:
         model = load_model()
+        for benchmark in experiment.benchmarks.values():
+            if isinstance(benchmark, ChecksModel):
+                benchmark.check_model(model)  # before the first question, which is not a benchmark's here
 
         def says(prompts: Sequence[str], answers: Sequence[str]) -> list[bool]:
             return [score.is_greedy for score in model.score(prompts, [f" {answer}" for answer in answers])]
@@ -321,6 +326,32 @@ def _require_rows(name: str, got: int, needed: int, what: str) -> None:
         )
 
 
+def _check_facts_fit(experiment: Experiment, requests: Sequence[EditRequest]) -> None:
+    """Count the tokens of every prompt that could be too long for the model: the engine would cut it on the left, subject and all.
+
+    Raises:
+        ConfigError: a prompt of a fact needs more than the model's positions.
+    """
+    model = experiment.source.describe()
+    prompts = {
+        prompt: request.request_id
+        for request in requests
+        for prompt in (
+            request.full_prompt,
+            *request.paraphrase_prompts,
+            *(probe.prompt for probe in (*request.neighborhood_prompts, *request.portability)),
+        )
+        if len(prompt.encode()) >= model.max_positions  # a token is at least one byte
+    }
+    for prompt, request_id in prompts.items():
+        size = len(experiment.source.tokenizer()(prompt, verbose=False)["input_ids"])
+        if size >= model.max_positions:
+            raise ConfigError(
+                f"dataset {experiment.config['dataset']['name']}: a prompt of {request_id} has {size} tokens, which leaves no room for an "
+                f"answer in the {model.max_positions} positions of {model.name}; shorten it, or leave the fact out"
+            )
+
+
 def _edit_key(experiment: Experiment, fingerprint: str, requests: Sequence[EditRequest]) -> str:
     return content_key(
         {
@@ -337,6 +368,8 @@ def _edit_key(experiment: Experiment, fingerprint: str, requests: Sequence[EditR
 def _resolve(config: DictConfig) -> Mapping[str, Any]:
     try:
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{error.full_key} has no value yet; set {error.full_key}=...") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"the config does not resolve: {error}") from error
     assert isinstance(resolved, dict)

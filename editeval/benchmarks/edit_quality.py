@@ -70,6 +70,16 @@ class EditQuality:
     def check(self) -> None:
         """Nothing on disk is needed."""
 
+    def check_model(self, model: EditedModel) -> None:
+        """Raise ConfigError when what is written leaves this model no position for a prompt."""
+        positions = model.lm.description.max_positions
+        for name in ("max_new_tokens", *(("fluency_tokens",) if self.fluency_facts else ())):
+            if getattr(self, name) >= positions:
+                raise ConfigError(
+                    f"benchmark.edit-quality.{name}={getattr(self, name)} leaves no room for a prompt in the {positions} positions of "
+                    f"{model.lm.description.name}; set less"
+                )
+
     def settings(self) -> Mapping[str, Any]:
         """Return what the numbers depend on beside the model and the facts."""
         fluency = {"tokens": self.fluency_tokens, "facts": self.fluency_facts}

@@ -1,13 +1,16 @@
-"""Whether a model can read the prompts of a benchmark: told in one sentence, before the first forward pass."""
+"""Whether rows make prompts, and a model can read these: told in one sentence, before the first forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from jinja2 import TemplateError
 
 from editeval.benchmarks.harness_engine import generation_settings
 from editeval.inference.edited import EditedModel
-from editeval.types import ConfigError
+from editeval.types import ConfigError, DatasetError
 
 ON_LONG_CONTEXT = ("error", "truncate")
 EXTRA_TOKENS = 4  # beginning of sequence and the blank that some tokenizers put before a text
@@ -45,3 +48,20 @@ def check_contexts_fit(model: EditedModel, requests: Iterable[Any], *, benchmark
             f"{model.lm.description.name} (the longest needs {max(sizes)}{written}); "
             f"set benchmark.{benchmark}.on_long_context=truncate to cut them on the left, as lm-eval does"
         )
+
+
+@contextmanager
+def rows_become_prompts(benchmark: str) -> Iterator[None]:
+    """Within the context, what the harness stumbles over in a row (a field that it lacks, a label that is no choice) is one sentence.
+
+    Raises:
+        DatasetError: such a row.
+    """
+    try:
+        yield
+    except (TemplateError, LookupError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise DatasetError(
+            f"benchmark {benchmark}: its rows do not have the fields that the task asks of them ({reason}); "
+            f"compare them with a row of the data set on the hub, or correct benchmark.{benchmark}.data_folder"
+        ) from error

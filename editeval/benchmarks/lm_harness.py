@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from typing import Any
 
 from editeval.benchmarks.estimates import bootstrap_stderr
 from editeval.benchmarks.harness_engine import HarnessRequests
-from editeval.benchmarks.harness_fit import ON_LONG_CONTEXT, check_contexts_fit
+from editeval.benchmarks.harness_fit import ON_LONG_CONTEXT, check_contexts_fit, rows_become_prompts
 from editeval.benchmarks.harness_guard import Replacement, guarded
 from editeval.benchmarks.harness_results import Reading, item_records, measurements
 from editeval.benchmarks.harness_tasks import RunnableTask, TaskRules, leaves
@@ -167,14 +167,16 @@ class HarnessBenchmark:
 
         Raises:
             ConfigError: a prompt that is too long under `on_long_context=error`, or a chat template that is missing or refuses it.
+            DatasetError: a row of which the task makes no prompt.
         """
         if self.prompt_format == CHAT:
             check_template(model.lm.tokenizer, name=model.lm.description.name)
         engine = harness_model(model)
         chat = {"apply_chat_template": True, "chat_template": engine.apply_chat_template} if self.prompt_format == CHAT else {}
-        with self._guarded():
-            for name, task in self._loaded["tasks"].items():
-                task.build_all_requests(samples=None if self._chosen is None else self._chosen[name], **chat)
+        loaded, chosen = self._loaded, self._chosen
+        with self._guarded(), rows_become_prompts(self.name):
+            for name, task in loaded["tasks"].items():
+                task.build_all_requests(samples=None if chosen is None else chosen[name], **chat)
         readable_by = (model.lm.fingerprint, model.lm.description.max_positions)
         if self.on_long_context == "error" and readable_by not in self._readable_by:
             requests = [request for task in self._loaded["tasks"].values() for request in task.instances]
@@ -316,7 +318,8 @@ class HarnessBenchmark:
                 for task, _ in list(self._runnable(manager)):
                     manager.task_index[task.name] = replace(manager.task_index[task.name], yaml_path=None, cfg=task.config)
             try:
-                loaded: Mapping[str, Any] = manager.load(list(self.tasks))
+                with rows_become_prompts(self.name) if self.data is not None else nullcontext():
+                    loaded: Mapping[str, Any] = manager.load(list(self.tasks))
             except (OSError, ValueError, KeyError) as error:  # no network, no such set, no such split
                 if self.data is not None:
                     raise
@@ -338,7 +341,9 @@ class HarnessBenchmark:
         if self.limit is None:
             return None
         with self._guarded():
-            labels = {name: [str(task.doc_to_target(row)) for row in task.eval_docs] for name, task in self._loaded["tasks"].items()}
+            tasks = self._loaded["tasks"]
+            with rows_become_prompts(self.name):
+                labels = {name: [str(task.doc_to_target(row)) for row in task.eval_docs] for name, task in tasks.items()}
         return {name: stratified_subset(rows, self.limit, seed=self.seed, name=name) for name, rows in labels.items()}
 
     def _reported(self, loaded: Mapping[str, Any]) -> list[str]:

@@ -44,10 +44,15 @@ class LocalData:
         """Return every row of a file.
 
         Raises:
-            DatasetError: a line that is no JSON object (a truncated download ends in one), or a file without rows.
+            DatasetError: a line that is no JSON object (a truncated download ends in one), or a file that cannot be read or has no rows.
         """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DatasetError(f"cannot read {path}: {error.strerror}; copy it again") from error
         rows: list[dict[str, Any]] = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        # Bytes, so that a file that was cut within a character is told of by its line as well.
+        for number, line in enumerate(content.split(b"\n"), start=1):
             if not line.strip():
                 continue
             try:

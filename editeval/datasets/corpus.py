@@ -156,7 +156,11 @@ class HubCorpus(_Amount):
         return content_key([self.repository, self.config, self.split, self.revision, self.field])
 
     def texts(self) -> Iterator[str]:
-        """Yield every non-empty row."""
+        """Yield every non-empty row.
+
+        Raises:
+            DatasetError: the hub does not give them.
+        """
         if self._local is not None:
             yield from self._local.texts()
             return
@@ -169,16 +173,19 @@ class HubCorpus(_Amount):
             DatasetError: the hub does not give it.
         """
         path = folder / self.local_file
-        try:
-            write_jsonl(path, ({self.field: row[self.field]} for row in self._hub_rows()))
-        except (OSError, ValueError) as error:
-            raise DatasetError(f"corpus {self.repository}: the hub does not give it ({error})") from error
+        write_jsonl(path, ({self.field: row[self.field]} for row in self._hub_rows()))
         return (path,)
 
     def _hub_rows(self) -> Any:
         from datasets import load_dataset
 
-        return load_dataset(self.repository, self.config, split=self.split, revision=self.revision)
+        try:
+            return load_dataset(self.repository, self.config, split=self.split, revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise DatasetError(
+                f"corpus {self.repository}: the hub does not give it ({error}); "
+                f"set paths.data to a folder with {self.local_file}, or choose another text, such as corpus=pydoc"
+            ) from error
 
     @property
     def _local(self) -> TextCorpus | None:

@@ -49,16 +49,18 @@ def plan_for(module: PreTrainedModel, *, batch_tokens: int, max_length: int) -> 
     The trial runs the model a few times: call it on the unedited model, so that the composition of batches is the same along a
     trajectory.
     """
-    width = int(module.config.hidden_size)
+    name, width = module.config.model_type, int(module.config.hidden_size)
     row_scored = max(1, LOGIT_BUDGET // int(module.config.vocab_size))
     depth = min(max_length, _attention_window(module))
+    if depth < max_length:
+        _LOGGER.info("%s has layers that see %d tokens back: longer sequences share nothing and run as the model has it", name, depth)
     if _honours_trees(module, depth=depth, in_pieces=True):
         rules = PackingRules(row_tokens=batch_tokens, fill_tokens=batch_tokens, row_scored=row_scored, branch_depth=depth, token_price=None)
         return ScoringPlan(batch_tokens=batch_tokens, in_pieces=True, rules=rules)
     if _honours_trees(module, depth=depth, in_pieces=False):
-        _LOGGER.info("%s does not take our attention: shared beginnings are computed once under a dense mask", module.config.model_type)
+        _LOGGER.info("%s does not take our attention: shared beginnings are computed once under a dense mask", name)
     else:
-        _LOGGER.info("%s does not take tree masks: each sequence gets its own row", module.config.model_type)
+        _LOGGER.info("%s does not take tree masks: each sequence gets its own row", name)
         depth = 0
     row_tokens = min(batch_tokens, max_length)
     # Per layer and token, matrix products cost some 24 h^2 operations and a query-key pair 4 h; matrix products run faster, hence 4 h.

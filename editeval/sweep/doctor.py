@@ -21,11 +21,14 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import DictConfig
 
+from editeval.datasets.corpus import Corpus
 from editeval.experiment import build, rungs_of
 from editeval.files import Cache
 from editeval.interfaces import Benchmark, EditDataset, EditMethod, ModelSource, Predictable, UsesStatistics
 from editeval.models.load import DTYPES, description_of
+from editeval.models.prompt_format import CHAT, check_format, check_template
 from editeval.models.shapes import is_gated, published_config, weight_bytes
+from editeval.prefetch import MANIFEST, damaged
 from editeval.runner.wandb_mirror import has_wandb_account
 from editeval.sweep.estimate import read_history
 from editeval.types import ConfigError, EditevalError, Footprint, ModelDescription, Workload
@@ -104,7 +107,8 @@ def diagnose(config: DictConfig, *, offline: bool) -> Diagnosis:
         if shape is not None and method is not None:
             _checked(findings, "settings of the method", lambda: method.check(shape[0]))
             plan = _checked(findings, "plan", lambda: plan_of(config, method, *shape))
-            findings += _statistics(config, source, method, shape[0])
+            findings += _statistics(config, source, method, shape[0], offline=offline)
+        _checked(findings, "prompt format", lambda: _prompt_format(config, source))
     for name, group in (("dataset", {"": config.dataset}), ("benchmark", config.get("benchmark") or {})):
         kind: type[Any] = EditDataset if name == "dataset" else Benchmark
         for key, node in group.items():
@@ -113,6 +117,8 @@ def diagnose(config: DictConfig, *, offline: bool) -> Diagnosis:
             is_local = any(node.get(setting) is not None for setting in ("data", "file"))
             problem = "missing" if offline or is_local else "note"
             _checked(findings, where, lambda node=node, where=where, kind=kind: build(node, where, kind).check(), problem=problem)  # type: ignore[misc]
+    if config.paths.data is not None and (Path(config.paths.data) / MANIFEST).is_file():
+        _checked(findings, "files of prefetch", lambda: _prefetched(Path(config.paths.data)))
     findings += _wandb(config)
     if plan is not None:
         findings += _room(config, plan)
@@ -190,8 +196,23 @@ def _model_files(source: ModelSource, *, offline: bool) -> list[Finding]:
     return [Finding(kind=kind, text=f"model files {', '.join(missing)}: fetched by the first run; no network there: `hf download {name}`")]
 
 
-def _statistics(config: DictConfig, source: ModelSource, method: EditMethod, model: ModelDescription) -> list[Finding]:
-    """Say whether the key statistics are in the cache; they are computed where they are not."""
+def _prompt_format(config: DictConfig, source: ModelSource) -> None:
+    """Raise ConfigError where the run would refuse the format; a tokenizer that is still to be fetched is not looked into."""
+    check_format(config.prompt_format)
+    if config.prompt_format == CHAT and not (hasattr(source, "missing_files") and source.missing_files()):
+        check_template(source.tokenizer(), name=getattr(source, "name", "model"))
+
+
+def _prefetched(folder: Path) -> None:
+    """Raise ConfigError where the folder is no longer what was fetched: a model's weights are nowhere else looked into beforehand."""
+    changed = damaged(folder)
+    if changed:
+        listed = ", ".join(changed[:3]) + (" ..." if len(changed) > 3 else "")
+        raise ConfigError(f"{len(changed)} files in {folder} are not what {MANIFEST} lists ({listed}); prefetch them again")
+
+
+def _statistics(config: DictConfig, source: ModelSource, method: EditMethod, model: ModelDescription, *, offline: bool) -> list[Finding]:
+    """Say whether the key statistics are in the cache; they are computed where they are not, from a text that must then be at hand."""
     if not isinstance(method, UsesStatistics):
         return []
     fingerprint = source.known_fingerprint() if hasattr(source, "known_fingerprint") else None
@@ -199,7 +220,11 @@ def _statistics(config: DictConfig, source: ModelSource, method: EditMethod, mod
     if not missing:
         return [Finding(kind="ok", text="key statistics")]
     why = "the weights were never read here, so whose they are is not known" if fingerprint is None else ", ".join(missing)
-    return [Finding(kind="note", text=f"key statistics of {len(missing)} maps are computed by the first run ({why})")]
+    findings = [Finding(kind="note", text=f"key statistics of {len(missing)} maps are computed by the first run ({why})")]
+    _checked(
+        findings, "corpus", lambda: next(build(config.corpus, "corpus", Corpus).texts(), None), problem="missing" if offline else "note"
+    )
+    return findings
 
 
 def _wandb(config: DictConfig) -> list[Finding]:

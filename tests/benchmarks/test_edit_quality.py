@@ -291,6 +291,15 @@ def test_a_bound_below_one_token_is_refused() -> None:
         replace(QUALITY, max_new_tokens=0)
 
 
+def test_a_bound_that_leaves_no_room_for_a_prompt_is_refused_before_anything_is_asked(tiny: Callable[[str], EditedModel]) -> None:
+    model = tiny("gpt2")
+    QUALITY.check_model(model)
+    for name in ("max_new_tokens", "fluency_tokens"):
+        with pytest.raises(ConfigError, match=rf"edit-quality\.{name}=1024 leaves no room for a prompt in the 1024 positions of"):
+            replace(QUALITY, **{name: 1024}, fluency_facts=1).check_model(model)
+    replace(QUALITY, fluency_tokens=1024, fluency_facts=0).check_model(model)
+
+
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
 def test_tiny_model_agrees_with_itself_until_it_is_edited(architecture: str, tiny: Callable[[str], EditedModel], tmp_path: Path) -> None:
     model = tiny(architecture)

@@ -228,6 +228,24 @@ def test_truncated_line_is_named(harness: Make, data_root: Path) -> None:
         harness("choose").check()
 
 
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"other": "a"}, "UndefinedError: 'question' is undefined"),
+        ({"question": "a", "choices": ["b", "c"], "answer": 7}, "IndexError"),
+        ({"question": 3, "choices": "b", "answer": 0}, "ArrowInvalid|ArrowTypeError"),
+    ],
+)
+def test_rows_that_do_not_fit_the_task_are_one_sentence_before_the_first_pass(
+    harness: Make, data_root: Path, tiny: Tiny, row: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row] if "answer" not in row or row["answer"] else [question_row(0), row]  # of two types in one column
+    write_rows(data_root / "cities" / "test.jsonl", rows)
+    monkeypatch.setattr(EditedModel, "score", lambda *_, **__: pytest.fail("the model was asked"))
+    with pytest.raises(DatasetError, match=rf"^benchmark small: its rows do not have the fields .*({reason})"):
+        harness("choose", num_fewshot=0).check_model(tiny("gpt2"))
+
+
 def test_missing_task_folder_and_data_folder_are_named(harness: Make) -> None:
     with pytest.raises(ConfigError, match=r"no task folder /nowhere; set benchmark.small.task_folder"):
         harness("choose", task_folder="/nowhere").check()

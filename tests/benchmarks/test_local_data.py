@@ -57,3 +57,16 @@ def test_hash_depends_on_names_and_bytes_only(tmp_path: Path) -> None:
     (tmp_path / "two" / "x" / "test.jsonl").rename(tmp_path / "two" / "x" / "dev.jsonl")
     assert files_hash(tmp_path / "one", "**/*.jsonl") != files_hash(tmp_path / "two", "**/*.jsonl")
     assert LocalData(folder=tmp_path / "one").content_hash == files_hash(tmp_path / "one", "**/*.jsonl")
+
+
+def test_a_file_that_was_cut_within_a_character_names_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "test.jsonl"
+    path.write_bytes('{"a": 1}\n{"a": "café'.encode()[:-1])
+    with pytest.raises(DatasetError, match=r"test\.jsonl, line 2: not JSON .* may be truncated"):
+        LocalData(folder=tmp_path).rows(path)
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").mkdir()
+    with pytest.raises(DatasetError, match=r"cannot read .*test\.jsonl: Is a directory"):
+        LocalData(folder=tmp_path).rows(tmp_path / "test.jsonl")

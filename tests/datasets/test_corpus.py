@@ -66,6 +66,16 @@ def test_the_hub_is_not_asked_when_a_local_folder_is_given(tmp_path: Path) -> No
         HubCorpus(**settings, folder=str(tmp_path / "absent"), **AMOUNT).check()
 
 
+def test_a_hub_that_gives_nothing_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    corpus = HubCorpus(repository="r", config="c", split="train", revision="0", local_file="part.txt", **AMOUNT)
+    with pytest.raises(DatasetError, match=r"^corpus r: the hub does not give it \(no route\); set paths\.data .* part\.txt"):
+        next(corpus.texts())
+
+
 @pytest.mark.parametrize("field", ["tokens", "max_length"])
 def test_an_amount_below_one_is_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=field):

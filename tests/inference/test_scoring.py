@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import random
 from typing import Any
@@ -64,6 +65,17 @@ def test_context_longer_than_the_sliding_window_is_scored_as_the_model_does(load
     for context, end, score in zip(contexts, ends, EditedModel(lm).score(contexts, ends), strict=True):
         whole = lm.tokenizer.encode(context + end)
         assert score.token_log_probs == pytest.approx(plain_scores(lm, whole, score.num_tokens)[0], abs=1e-4)
+
+
+def test_a_window_is_told_of_once(load_tiny: Load, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="editeval")
+    for architecture in ("mistral", "gpt2"):
+        model = EditedModel(load_tiny(architecture))
+        for _ in range(2):
+            model.score(["one two"], [" three"])
+    assert [record.message for record in caplog.records] == [
+        "mistral has layers that see 64 tokens back: longer sequences share nothing and run as the model has it"
+    ]
 
 
 def test_model_that_ignores_tree_masks_is_run_in_chains(load_tiny: Load, questions: Questions, monkeypatch: Any) -> None:

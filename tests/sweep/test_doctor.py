@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, Editor, ModelSource, Predictable
 from editeval.models.shapes import published_config, weight_bytes
+from editeval.prefetch import MANIFEST, file_hash
 from editeval.sweep.doctor import diagnose
 from editeval.types import EditRequest, ModelDescription, Progress, SilentProgress, Workload
 
@@ -225,3 +227,38 @@ def test_online_tracking_without_an_account_is_missing(compose_config: Compose, 
         config = compose_config("model=tiny-gpt2", "logger=[wandb]", f"logger.wandb.mode={mode}", "benchmark=[edit-quality]")
         kinds[mode] = [finding.kind for finding in diagnose(config, offline=False).findings if "W&B" in finding.text]
     assert kinds == {"auto": ["note"], "online": ["missing"]}
+
+
+def test_a_text_of_the_hub_that_statistics_need_is_missing_offline(
+    compose_config: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise ConnectionError("no route")
+
+    monkeypatch.setattr("datasets.load_dataset", unreachable)
+    config = compose_config("model=tiny-gpt2", "corpus=wikitext", f"paths.cache={tmp_path}", EDITS)
+    kinds = {}
+    for offline in (False, True):
+        found = diagnose(config, offline=offline).findings
+        kinds[offline] = [finding.kind for finding in found if finding.text.startswith("corpus: corpus Salesforce/wikitext")]
+    assert kinds == {False: ["note"], True: ["missing"]}
+
+
+def test_a_prompt_format_that_the_run_refuses_is_missing(compose_config: Compose) -> None:
+    for model, prompt_format, kind in (("tiny-gpt2", "chat", "missing"), ("tiny-gpt2", "words", "missing"), ("tiny-gpt2", "qa", "ok")):
+        found = diagnose(compose_config(f"model={model}", f"prompt_format={prompt_format}", EDITS), offline=True).findings
+        assert [finding.kind for finding in found if finding.text.startswith("prompt format")] == [kind]
+
+
+def test_a_prefetched_file_that_was_cut_is_named(compose_config: Compose, tmp_path: Path) -> None:
+    weights = tmp_path / "models" / "small" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    files = {"models/small/model.safetensors": file_hash(weights)}
+    (tmp_path / MANIFEST).write_text(json.dumps({"parts": {"model": {"settings": "", "files": files}}}))
+    config = compose_config("model=tiny-gpt2", f"paths.data={tmp_path}", EDITS)
+    assert diagnose(config, offline=True).ready
+    weights.write_bytes(b"weig")
+    found = diagnose(config, offline=True)
+    assert not found.ready
+    assert [finding.kind for finding in found.findings if "models/small/model.safetensors" in finding.text] == ["missing"]
