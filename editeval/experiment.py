@@ -169,6 +169,7 @@ def _execute(experiment: Experiment) -> RunResult:
         batch_size=experiment.batch_size,
         seed=experiment.seed,
         rungs=experiment.rungs,
+        template=_wrapper(experiment)("{}"),
     )
     names = {group: str(experiment.config[group]["name"]) for group in ("method", "dataset")} | {"model": experiment.source.describe().name}
     run_dir = experiment.runs / "-".join(
@@ -287,8 +288,13 @@ def select(experiment: Experiment, fingerprint: str, load_model: Callable[[], Ed
     requests = _selected(experiment, fingerprint, load_model, progress)
     if experiment.prompt_format == RAW:
         return requests
-    wrap = wrapper(experiment.prompt_format, experiment.source.tokenizer(), name=experiment.source.describe().name)
-    return tuple(in_format(request, wrap) for request in requests)
+    return tuple(in_format(request, _wrapper(experiment)) for request in requests)
+
+
+def _wrapper(experiment: Experiment) -> Callable[[str], str]:
+    """Return the function from a prompt to what the model reads; the tokenizer is asked for where a format needs it."""
+    needed = experiment.source.tokenizer() if experiment.prompt_format == CHAT else None
+    return wrapper(experiment.prompt_format, needed, name=experiment.source.describe().name)
 
 
 def _selected(

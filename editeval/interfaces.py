@@ -115,7 +115,10 @@ class UsesStatistics(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationContext:
-    """What a benchmark may know of the trajectory: the facts written so far, and those still planned."""
+    """What a benchmark may know of the trajectory: the facts written so far, and those still planned.
+
+    `template` says what was made of the data set's prompts, {} standing for one (see `models.prompt_format`).
+    """
 
     num_edits: int
     edited: tuple[EditRequest, ...]
@@ -123,6 +126,7 @@ class EvaluationContext:
     seed: int
     cache: Cache
     progress: Progress = field(default_factory=SilentProgress)
+    template: str = "{}"
 
 
 @runtime_checkable

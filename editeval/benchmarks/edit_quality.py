@@ -102,7 +102,9 @@ class EditQuality:
             written = {prompt: answer.text for prompt, answer in base.items()} if model.num_applied == 0 else {}
             samples.extend(_samples(questions, self._ask(model, questions, written)))
         samples.extend(self._fluency(model, facts))
-        return Evaluation(measurements=tuple(_measurements(samples)), samples=tuple(samples))
+        template = content_key([context.template, *STOP])[:12]
+        found = (replace(measurement, shots=0, template=template) for measurement in _measurements(samples))
+        return Evaluation(measurements=tuple(found), samples=tuple(samples))
 
     def _fluency(self, model: EditedModel, facts: Sequence[tuple[int, EditRequest]]) -> Iterator[dict[str, Any]]:
         """Yield one record a fact whose longer text is looked at."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -65,3 +65,20 @@ def rows_become_prompts(benchmark: str) -> Iterator[None]:
             f"benchmark {benchmark}: its rows do not have the fields that the task asks of them ({reason}); "
             f"compare them with a row of the data set on the hub, or correct benchmark.{benchmark}.data_folder"
         ) from error
+
+
+def check_answers(task: Any, chosen: Sequence[int] | None) -> None:
+    """Look at the right answer of each item of a multiple-choice task: the harness reads it only after the item was asked.
+
+    Raises:
+        ValueError: an item whose answer is none of its choices.
+    """
+    if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
+        return
+    for number, row in enumerate(task.eval_docs):
+        if chosen is not None and number not in chosen:
+            continue
+        choices, answer = task.doc_to_choice(row), task.doc_to_target(row)
+        for part in answer if isinstance(answer, list) else [answer]:
+            if part not in choices and not (isinstance(part, int) and 0 <= part < len(choices)):
+                raise ValueError(f"item {number + 1} has the answer {answer!r}, which is none of its {len(choices)} choices")

@@ -31,7 +31,7 @@ class Trajectory:
     """What makes a series of edits the series it is.
 
     `requests` are in editing order; edit k (1-based) writes requests[(k-1) * batch_size : k * batch_size]. Whatever is
-    measured, and however many rungs are asked for, is not part of `edit_key`.
+    measured, and however many rungs are asked for, is not part of `edit_key`. `template` is how their prompts are put.
     """
 
     edit_key: str
@@ -40,6 +40,7 @@ class Trajectory:
     batch_size: int
     seed: int
     rungs: tuple[int, ...]
+    template: str = "{}"
 
     def batch(self, step: int) -> tuple[EditRequest, ...]:
         """Return the facts of edit `step` (1-based)."""
@@ -207,6 +208,7 @@ class Runner:
             seed=self.trajectory.seed,
             cache=self.cache,
             progress=self.progress,
+            template=self.trajectory.template,
         )
 
     @cached_property

@@ -246,6 +246,17 @@ def test_rows_that_do_not_fit_the_task_are_one_sentence_before_the_first_pass(
         harness("choose", num_fewshot=0).check_model(tiny("gpt2"))
 
 
+@pytest.mark.parametrize("answer", [None, 2, -1])
+def test_an_answer_that_is_no_choice_is_told_of_before_the_first_pass(
+    harness: Make, data_root: Path, tiny: Tiny, answer: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The harness reads it after the model was asked, and stumbles or counts the item as wrong."""
+    write_rows(data_root / "cities" / "test.jsonl", [question_row(0), {**question_row(1), "choices": ["b", "c"], "answer": answer}])
+    monkeypatch.setattr(EditedModel, "score", lambda *_, **__: pytest.fail("the model was asked"))
+    with pytest.raises(DatasetError, match=r"^benchmark small: .*(item 2 has the answer|IndexError|UndefinedError)"):
+        harness("choose", num_fewshot=0).check_model(tiny("gpt2"))
+
+
 def test_missing_task_folder_and_data_folder_are_named(harness: Make) -> None:
     with pytest.raises(ConfigError, match=r"no task folder /nowhere; set benchmark.small.task_folder"):
         harness("choose", task_folder="/nowhere").check()
