@@ -9,15 +9,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import logging
-import platform
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache as remember
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,13 +27,14 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Benchmark, Callback, ChecksModel, EditDataset, EditMethod, ModelSource, RunState
 from editeval.models.prompt_format import CHAT, RAW, check_format, check_template, in_format, wrapper
+from editeval.runner.folder import check_writable, log_to, origin, quiet
 from editeval.runner.results import JOURNAL_FOLDER, BaseScores, ScoreStore, write_manifest
 from editeval.runner.runner import Runner, Trajectory
 from editeval.types import ConfigError, EditRequest, Progress, Score, SilentProgress, content_key
 
 log = logging.getLogger(__name__)
 
-EDIT_SETTINGS_VERSION = 1  # raised when the same settings give other edits than before; makes every earlier edit key a different one
+EDIT_SETTINGS_VERSION = 2  # raised when the same settings give other edits than before; makes every earlier edit key a different one
 
 Kind = TypeVar("Kind")
 
@@ -135,7 +131,7 @@ def assemble(config: DictConfig) -> Experiment:
 
 def execute(experiment: Experiment) -> RunResult:
     """Edit and measure; everything found on disk is taken from there."""
-    with _quiet("transformers"):
+    with quiet("transformers"):
         return _execute(experiment)
 
 
@@ -147,7 +143,7 @@ def prepare(config: DictConfig) -> None:
     """
     experiment = assemble(config)
     progress = _progress(experiment)
-    with _quiet("transformers"):
+    with quiet("transformers"):
         model = EditedModel(experiment.source.load(), batch_tokens=experiment.batch_tokens)
         started = time.perf_counter()
         experiment.method.prepare(model, experiment.cache, progress)
@@ -176,9 +172,9 @@ def _execute(experiment: Experiment) -> RunResult:
         re.sub(r"[^A-Za-z0-9._-]+", "_", part) for part in (names["model"], names["method"], names["dataset"], trajectory.edit_key[:12])
     )
     _check_facts_fit(experiment, trajectory.edited_after(trajectory.rungs[-1]))
-    _writable(run_dir)
+    check_writable(run_dir)
     write_manifest(run_dir, _manifest(experiment, trajectory))
-    with _log_to(run_dir / "run.log"), EditJournal.open(run_dir / JOURNAL_FOLDER, genesis=trajectory.edit_key) as journal:
+    with log_to(run_dir / "run.log"), EditJournal.open(run_dir / JOURNAL_FOLDER, genesis=trajectory.edit_key) as journal:
         state = RunState(
             run_dir=str(run_dir),
             edit_key=trajectory.edit_key,
@@ -388,75 +384,11 @@ def _positive(value: Any, name: str) -> int:
     return value
 
 
-# -- the run's folder ------------------------------------------------------------------------------------------------------
-
-
-def _writable(run_dir: Path) -> None:
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / ".writable"
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"cannot write results to {run_dir}: {error.strerror}; set paths.runs to a folder that can be written") from error
-
-
 def _manifest(experiment: Experiment, trajectory: Trajectory) -> Mapping[str, Any]:
-    import torch
-
-    packages = ("torch", "transformers", "lm_eval", "datasets", "hydra-core", "safetensors", "tokenizers")
     return {
         "edit_key": trajectory.edit_key,
         "model_fingerprint": trajectory.model_fingerprint,
         "request_ids": [request.request_id for request in trajectory.edited_after(trajectory.rungs[-1])],
         "config": experiment.config,
-        "command": sys.argv,
-        "git": _git_state(),
-        "packages": {name: version(name) for name in packages},
-        "python": platform.python_version(),
-        "machine": {
-            "platform": platform.platform(),
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        },
+        **origin(),
     }
-
-
-def _git_state() -> Mapping[str, Any] | None:
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "--no-optional-locks", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "changed_files": len(git("status", "--porcelain").splitlines())}
-    except (OSError, subprocess.SubprocessError):
-        return None  # an installed copy, or no git: the package versions still say what ran
-
-
-@contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    """Keep a library's advice to programmers (not its errors) off the console."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
-def _log_to(path: Path) -> Iterator[None]:
-    handler = logging.FileHandler(path)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger("editeval")
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
-        handler.close()
