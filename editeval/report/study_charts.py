@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
 
@@ -114,8 +115,13 @@ def _artefact_chart(model: str, method: str, series: Sequence[Series]) -> Chart 
     panels = [*_quality_panels(mine, apart), _mean_panel(mine, apart)]
     norms = [_plain_curve(one, _norms(one), apart[one.method]) for one in mine]
     panels.append(Panel(title="norm of edited weights", unit="times unedited", curves=_drawn(norms), share=False, log=True))
-    caption = f"{BANDS} The same model and facts; the curves' names say in which settings the runs differ."
-    return _chart("artefacts", f"{model}-{method}", f"{model}: {method} under several settings", panels, caption)
+    # What the curves have in common stands in the title: a name of method, settings and values would be cut.
+    settings = {one.method: re.findall(r"([\w.]+)=([^,)]*)", one.method) for one in mine}
+    values = {name: ", ".join(value for _, value in pairs) or name for name, pairs in settings.items()}
+    shown = [replace(panel, curves=tuple(replace(curve, label=values[curve.label]) for curve in panel.curves)) for panel in panels]
+    names = ", ".join(dict.fromkeys(name for pairs in settings.values() for name, _ in pairs)) or "several settings"
+    caption = f"{BANDS} The same model and facts; a curve is named after its values of {names}."
+    return _chart("artefacts", f"{model}-{method}", f"{model}: {method} by {names}", shown, caption)
 
 
 def _base(one: Series) -> str:
