@@ -12,7 +12,7 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from editeval.edits.delta import DenseDelta
+from editeval.edits.delta import DenseDelta, TunedDelta
 from editeval.edits.encoding import encode
 from editeval.edits.journal import EditJournal
 from editeval.experiment import build
@@ -267,7 +267,10 @@ def test_11_the_first_edit_is_still_measured_after_the_last(bench: Bench) -> Non
 
 @pytest.mark.parametrize("method", METHODS)
 def test_12_an_edit_takes_the_predicted_bytes_of_the_journal(method: str, bench_for: Callable[[str, str], Bench]) -> None:
-    """On one model: shapes differ between architectures, formulas do not. Whole matrices are predicted to the byte but for a tenth."""
+    """On one model: shapes differ between architectures, formulas do not. Whole matrices are predicted to the byte but for a tenth.
+
+    Where steps are recorded all of them are predicted, and fewer are made where a loss gets small (`test_fine_tuning` has the other bound).
+    """
     bench = bench_for(method, "tiny-llama")
     assert isinstance(bench.method, Predictable)
     predicted = bench.method.footprint(bench.model.lm.description, Workload(element_bytes=4, batch_size=1))
@@ -281,4 +284,6 @@ def test_12_an_edit_takes_the_predicted_bytes_of_the_journal(method: str, bench_
     # A layout is recorded once for all edits that have it.
     recorded = sum(part.nbytes for part in second.tensors) + (len(second.layout) if second.layout != first.layout else 0)
     margin = 1.1 if any(isinstance(delta, DenseDelta) for delta in edits[1].deltas) else 2
-    assert predicted.journal_bytes / margin <= recorded <= predicted.journal_bytes * margin
+    assert recorded <= predicted.journal_bytes * margin
+    if not any(isinstance(delta, TunedDelta) for delta in edits[1].deltas):
+        assert recorded >= predicted.journal_bytes / margin

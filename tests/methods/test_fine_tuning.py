@@ -23,7 +23,7 @@ from editeval.methods.fine_tuning import Editor, FineTuning
 from editeval.models.load import description_of, frozen
 from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
-from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, SilentProgress
+from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, SilentProgress, Workload
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PUBLISHED = FineTuning(
@@ -168,6 +168,15 @@ def test_an_edit_is_kept_as_the_vectors_that_made_it_and_as_a_matrix_only_where_
     assert isinstance(many, DenseDelta)  # of this tiny model
     assert len(few.steps) == 2
     assert len(few.right) * 2 == len(few.left)  # nothing below the map changes, so its inputs are kept once
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_all_steps_take_the_predicted_bytes_of_the_journal(model: EditedModel, steps: int, tmp_path: Path) -> None:
+    method = replace(PUBLISHED, num_steps=steps, stop_loss=0.0)
+    (delta,) = editor(method, model, tmp_path).edit([REQUEST], seed=0).deltas
+    assert isinstance(delta, TunedDelta)
+    predicted = method.footprint(model.lm.description, Workload(element_bytes=4, batch_size=1)).journal_bytes
+    assert predicted / 2 <= num_bytes(delta) <= predicted * 2  # twelve positions are predicted, this fact has fewer
 
 
 def test_the_published_change_is_the_optimiser_s_own(model: EditedModel, tmp_path: Path) -> None:
