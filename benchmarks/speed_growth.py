@@ -8,17 +8,13 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from hydra import compose, initialize_config_dir
-
-from benchmarks.speed_setup import timed
-from editeval.experiment import build
+from benchmarks.speed_setup import published, timed
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod
 from editeval.models.tiny import TinyModel
 from editeval.types import EditRequest, SilentProgress
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 METHODS = ("rome", "alphaedit")
 KEY_WIDTH = 1536  # SmolLM2's: what AlphaEdit remembers of earlier edits grows with it
 WINDOW = 50
@@ -46,9 +42,7 @@ def _sequence(name: str, edits: int, folder: Path) -> Iterator[float]:
         name="tiny-gpt2", architecture="gpt2", cache_dir=folder, device="cpu", overrides={"n_inner": KEY_WIDTH}, vocab_size=2000
     )
     model = EditedModel(source.load())
-    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        config = compose("config", overrides=["model=tiny-gpt2", f"method={name}", "corpus.tokens=5000"])
-    method = build(config.method, "method", EditMethod)
+    method = published(name, EditMethod, "corpus.tokens=5000")
     editor = method.prepare(model, Cache(folder), SilentProgress())
     for number, ((first, second, third), last) in enumerate(product(product(SYLLABLES, repeat=3), NAMES)):
         if number == edits:

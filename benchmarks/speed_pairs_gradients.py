@@ -8,11 +8,10 @@ as a trained one.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.speed_pairs import Outcome, Pair, by_site
-from benchmarks.speed_setup import KN_STEPS, Setup
+from benchmarks.speed_setup import KN_STEPS, Setup, published
 from benchmarks.straightforward_gradients import full_grace, looped_scores, plain_gradients
 from editeval.edits.delta import CodebookDelta, LowRankDelta
 from editeval.files import Cache
@@ -29,33 +28,6 @@ from editeval.types import EditRequest, SilentProgress
 
 NOTHING_KEPT = Cache(Path("unused"))  # neither KN nor GRACE prepares anything
 SEED = 0
-# Published for both, but that KN asks the fact's own prompt alone: paraphrases are more rows of the same kind.
-KN_METHOD = KN(
-    name="kn",
-    steps=KN_STEPS,
-    points="right",
-    neurons="activation",
-    scored_at="target",
-    threshold=0.2,
-    refine=False,
-    share=0.7,
-    pararel=None,
-    subtract=1,
-    add=8,
-    embedding="output",
-    follow_sign=False,
-)
-GRACE_METHOD = GRACE(
-    name="grace",
-    layer=None,
-    site=None,
-    num_steps=100,
-    learning_rate=1.0,
-    epsilon=1.0,
-    value_init="cold",
-    replace="last",
-    key_position="prompt_end",
-)
 MEND_RANK = 1920  # published for GPT-2 XL
 MOST_PASSES = 3  # that an edit of MEND may cost
 # Where one token is asked for, the gradient of ours goes through the head as a product of one row, which BLAS sums over SmolLM2's 49,152
@@ -65,7 +37,9 @@ ONE_ROW = 1e-3
 
 def kn(setup: Setup) -> Pair:
     """KN: the scores of all neurons, for the answer that the fact has (without one: what the model says now)."""
-    lm, settings = setup.lm, replace(KN_METHOD, steps=setup.kn_steps)
+    lm = setup.lm
+    # The fact's own prompt alone: paraphrases are more rows of the same kind.
+    settings = published("kn", KN, f"method.steps={setup.kn_steps}", "method.refine=false")
     editor = settings.prepare(EditedModel(lm), NOTHING_KEPT, SilentProgress())
     alphas_M = integration_points(settings.steps, settings.points)
 
@@ -75,13 +49,13 @@ def kn(setup: Setup) -> Pair:
     def plain(request: EditRequest) -> Outcome:
         return {"scores": looped_scores(lm, editor.rows(request), neurons=settings.neurons, alphas_M=alphas_M)}
 
-    variant = "" if settings == KN_METHOD else f" ({settings.steps} steps)"
+    variant = "" if settings.steps == KN_STEPS else f" ({settings.steps} steps)"
     return Pair(ours=ours, plain=plain, wanted=4.0, variant=variant)
 
 
 def grace(setup: Setup) -> Pair:
     """GRACE: a first entry at the published relative depth."""
-    lm, settings = setup.lm, GRACE_METHOD
+    lm, settings = setup.lm, published("grace", GRACE)
     editor = settings.prepare(EditedModel(lm), NOTHING_KEPT, SilentProgress())
     site = editor.codebook.site
     width = lm.module.get_submodule(site).get_parameter("weight").shape[1 if lm.sites.transposed else 0]

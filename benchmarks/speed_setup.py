@@ -11,15 +11,18 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from editeval.datasets.counterfact import CounterFact
+from editeval.experiment import build
 from editeval.keyvalue.inverse import CovarianceInverse
 from editeval.keyvalue.null_space import NullSpace
 from editeval.keyvalue.solve import CholeskyFactor, factorise
 from editeval.models.model import LanguageModel
 from editeval.types import EditRequest, seed_for
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 KN_STEPS = 20  # published
 NUM_LAYERS = 5  # edited by the methods that spread, up to a third of the depth
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
@@ -39,6 +42,7 @@ BUILT_IN = (
 )
 
 Result = TypeVar("Result")
+Kind = TypeVar("Kind")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -83,6 +87,13 @@ class Setup:
     def space(self) -> NullSpace:
         """What AlphaEdit projects onto."""
         return random_null_space(self.lm.description.intermediate_size)
+
+
+def published(method: str, kind: type[Kind], *overrides: str) -> Kind:
+    """Return a method with the numbers of its file in conf/method, none of them for one model."""
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        config = compose("config", overrides=["model=tiny-gpt2", f"method={method}", *overrides])
+    return build(config.method, "method", kind)
 
 
 def smollm2() -> LanguageModel:

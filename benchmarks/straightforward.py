@@ -53,7 +53,7 @@ def full_target_value(
         optimizer.zero_grad()
         with ExitStack() as stack, torch.enable_grad():
             for site in sites:
-                stack.enter_context(_hooked(lm.module.get_submodule(site), _add_at(lookups, deltas[site])))
+                stack.enter_context(hooked(lm.module.get_submodule(site), _add_at(lookups, deltas[site])))
             log_probs = lm.module(input_ids=ids, attention_mask=mask).logits.float().log_softmax(dim=-1)
             nll = torch.stack([_negative_log_likelihood(log_probs[number], row) for number, row in enumerate(fact.prompts)]).mean()
             essence = log_probs[-1, fact.essence.subject_last]
@@ -105,7 +105,7 @@ def _states(lm: LanguageModel, rows: Sequence[Located], sites: Sequence[str], *,
 
     with ExitStack() as stack, torch.no_grad():
         for site in sites:
-            stack.enter_context(_hooked(lm.module.get_submodule(site), keep(site)))
+            stack.enter_context(hooked(lm.module.get_submodule(site), keep(site)))
         lm.module(input_ids=ids, attention_mask=mask)
     return seen
 
@@ -134,7 +134,8 @@ def _first(output: Any) -> Tensor:
 
 
 @contextmanager
-def _hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+def hooked(module: nn.Module, hook: Callable[..., Any]) -> Iterator[None]:
+    """Within the context a module has this forward hook."""
     handle = module.register_forward_hook(hook)
     try:
         yield

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.straightforward import _hooked
+from benchmarks.straightforward import hooked
 from editeval.keyvalue.fine_tuning import TargetRow
 from editeval.models.model import LanguageModel
 
@@ -55,13 +55,13 @@ def full_grace(
         changed[0, 0 if everywhere else end - 1 : end] = value
         return changed
 
-    with torch.no_grad(), _hooked(lm.module.get_submodule(site), keep):
+    with torch.no_grad(), hooked(lm.module.get_submodule(site), keep):
         lm.module(input_ids=inputs, use_cache=False)
     optimizer = torch.optim.Adam([value], lr=learning_rate)
     losses = []
     for _ in range(num_steps):
         optimizer.zero_grad()
-        with torch.enable_grad(), _hooked(lm.module.get_submodule(site), put):
+        with torch.enable_grad(), hooked(lm.module.get_submodule(site), put):
             logits = lm.module(input_ids=inputs, use_cache=False).logits[0].float()
             loss = nn.functional.cross_entropy(logits[end - 1 :], answer)
         loss.backward()  # type: ignore[no-untyped-call]

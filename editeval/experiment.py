@@ -284,7 +284,8 @@ def select(experiment: Experiment, fingerprint: str, load_model: Callable[[], Ed
     requests = _selected(experiment, fingerprint, load_model, progress)
     if experiment.prompt_format == RAW:
         return requests
-    return tuple(in_format(request, _wrapper(experiment)) for request in requests)
+    wrap = _wrapper(experiment)  # may read a tokenizer
+    return tuple(in_format(request, wrap) for request in requests)
 
 
 def _wrapper(experiment: Experiment) -> Callable[[str], str]:
@@ -345,8 +346,11 @@ def _check_facts_fit(experiment: Experiment, requests: Sequence[EditRequest]) ->
         )
         if len(prompt.encode()) >= model.max_positions  # a token is at least one byte
     }
+    if not prompts:
+        return
+    tokenizer = experiment.source.tokenizer()
     for prompt, request_id in prompts.items():
-        size = len(experiment.source.tokenizer()(prompt, verbose=False)["input_ids"])
+        size = len(tokenizer(prompt, verbose=False)["input_ids"])
         if size >= model.max_positions:
             raise ConfigError(
                 f"dataset {experiment.config['dataset']['name']}: a prompt of {request_id} has {size} tokens, which leaves no room for an "

@@ -113,7 +113,8 @@ class Footprint:
     `held_bytes` stay on the device from the first edit on; `peak_bytes` are phases, of which one runs at a time; both by what they are
     for. `disk_bytes` are needed in the shared cache, `journal_bytes` are written each edit; `auxiliary_bytes` of them are what later edits
     must remember. `once_operations` and `edit_operations` count floating-point operations of getting ready and of one edit. `edited` are
-    the shapes (d_out, d_in) of the matrices that an edit changes, for methods that go over another's updates.
+    the shapes (d_out, d_in) of the matrices that an edit changes, and `low_rank` whether its updates are products of few vectors, for
+    methods that go over another's updates.
     """
 
     held_bytes: Mapping[str, int] = field(default_factory=dict)
@@ -125,6 +126,7 @@ class Footprint:
     once_operations: float = 0.0
     edit_operations: float = 0.0
     edited: tuple[tuple[int, int], ...] = ()
+    low_rank: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,8 +75,9 @@ def check_answers(task: Any, chosen: Sequence[int] | None) -> None:
     """
     if task.OUTPUT_TYPE != "multiple_choice" or task.multiple_input:
         return
+    asked = None if chosen is None else frozenset(chosen)
     for number, row in enumerate(task.eval_docs):
-        if chosen is not None and number not in chosen:
+        if asked is not None and number not in asked:
             continue
         choices, answer = task.doc_to_choice(row), task.doc_to_target(row)
         for part in answer if isinstance(answer, list) else [answer]:

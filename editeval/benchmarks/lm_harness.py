@@ -178,12 +178,14 @@ class HarnessBenchmark:
         with self._guarded(), rows_become_prompts(self.name):
             for name, task in loaded["tasks"].items():
                 task.build_all_requests(samples=None if chosen is None else chosen[name], **chat)
-                check_answers(task, None if chosen is None else chosen[name])
+            if not self._readable_by:  # answers are the same for every model, and are looked at once
+                for name, task in loaded["tasks"].items():
+                    check_answers(task, None if chosen is None else chosen[name])
         readable_by = (model.lm.fingerprint, model.lm.description.max_positions)
         if self.on_long_context == "error" and readable_by not in self._readable_by:
-            requests = [request for task in self._loaded["tasks"].values() for request in task.instances]
+            requests = [request for task in loaded["tasks"].values() for request in task.instances]
             check_contexts_fit(model, requests, benchmark=self.name)
-            self._readable_by.add(readable_by)
+        self._readable_by.add(readable_by)
 
     def evaluate(self, model: EditedModel, context: EvaluationContext) -> Evaluation:
         """Put every item of every task to the model."""
@@ -334,7 +336,7 @@ class HarnessBenchmark:
 
     @cached_property
     def _readable_by(self) -> set[tuple[str, int]]:
-        """The models, and their positions, that were found to have room for every prompt."""
+        """The models, and their positions, that the prompts were checked for: room, where it is asked for."""
         return set()
 
     @cached_property

@@ -33,7 +33,7 @@ def dense(delta: WeightDelta, device: torch.device | str = "cpu") -> Tensor:
 def shape_of(delta: WeightDelta) -> tuple[int, int] | None:
     """Return (d_out, d_in), or None where the delta's tensors do not fit each other."""
     if isinstance(delta, DenseDelta):
-        return _pair(delta.value.shape)
+        return (delta.value.shape[0], delta.value.shape[1]) if delta.value.ndim == 2 else None
     if delta.left.ndim != 2 or delta.right.ndim != 2:
         return None
     if isinstance(delta, TunedDelta):
@@ -135,10 +135,6 @@ class _Tape:
 
 def _product(left_OR: Tensor, right_RI: Tensor) -> Tensor:
     return left_OR * right_RI if left_OR.shape[1] == 1 else (left_OR.double() @ right_RI.double()).float()
-
-
-def _pair(shape: torch.Size) -> tuple[int, int] | None:
-    return (shape[0], shape[1]) if len(shape) == 2 else None
 
 
 def _tuned(delta: TunedDelta, device: torch.device | str) -> Tensor:

@@ -87,6 +87,7 @@ def tuning_footprint(
         journal_bytes=min(factors, elements) * FLOAT32,
         edit_operations=epochs * (epoch.operations(model) + changes) + arrivals * epoch.arriving_operations(model),
         edited=tuple(edited.shape for edited in maps),
+        low_rank=False,
     )
 
 

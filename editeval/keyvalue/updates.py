@@ -1,23 +1,20 @@
-"""Updates as whole matrices, for methods that work on what other methods computed."""
+"""Updates of weights, for methods that work on what other methods computed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch import Tensor
-
 from editeval.edits.delta import Delta, WeightDelta
-from editeval.edits.dense import dense
+from editeval.edits.dense import joined
 from editeval.types import EditError, EditRequest
 
 
-def dense_by_parameter(deltas: Sequence[WeightDelta]) -> dict[str, Tensor]:
-    """Return the sum of all deltas of each parameter, on the CPU."""
-    found: dict[str, Tensor] = {}
+def joined_by_parameter(deltas: Sequence[WeightDelta]) -> dict[str, WeightDelta]:
+    """Return the sum of all deltas of each parameter, as one delta."""
+    found: dict[str, list[WeightDelta]] = {}
     for delta in deltas:
-        value = dense(delta)
-        found[delta.parameter] = found[delta.parameter] + value if delta.parameter in found else value
-    return found
+        found.setdefault(delta.parameter, []).append(delta)
+    return {parameter: joined(parts) for parameter, parts in found.items()}
 
 
 def weight_deltas(deltas: Sequence[Delta], requests: Sequence[EditRequest]) -> tuple[WeightDelta, ...]:

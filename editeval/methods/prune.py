@@ -34,7 +34,7 @@ from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, Predictable, UsesStatistics
 from editeval.interfaces import Editor as InnerEditor
 from editeval.keyvalue.footprint import FLOAT32, FLOAT64
-from editeval.keyvalue.updates import dense_by_parameter, weight_deltas
+from editeval.keyvalue.updates import joined_by_parameter, weight_deltas
 from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 PREFIX = "prune"
@@ -115,8 +115,8 @@ class Editor:
             edit = self.inner.edit(requests, seed=seed)
         updates = weight_deltas(edit.deltas, requests)
         after = dict(before)
-        for parameter, update in dense_by_parameter(updates).items():
-            excess = self._excess(parameter, self._sum(parameter, before) + update.double())
+        for parameter, update in joined_by_parameter(updates).items():
+            excess = self._excess(parameter, self._sum(parameter, before) + dense(update).double())
             after.pop(parameter, None)
             if excess is not None:
                 after[parameter] = excess

@@ -8,7 +8,7 @@ Computes the edit of another method (`of`) and replaces each of its updates by G
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, Predictable, UsesStatistics
 from editeval.interfaces import Editor as InnerEditor
+from editeval.keyvalue.footprint import FLOAT32
 from editeval.keyvalue.spread import update_norm
 from editeval.types import ConfigError, EditError, EditRequest, Footprint, ModelDescription, Progress, Workload, seed_for
 
@@ -49,8 +50,12 @@ class RandomEdit:
         self.of.check(model)
 
     def footprint(self, model: ModelDescription, workload: Workload) -> Footprint | None:
-        """Predict memory, disk and operations as the method that it follows does, if that can."""
-        return self.of.footprint(model, workload) if isinstance(self.of, Predictable) else None
+        """Predict memory, disk and operations as the method that it follows does, if that can; noise of full rank is a whole matrix."""
+        needs = self.of.footprint(model, workload) if isinstance(self.of, Predictable) else None
+        if needs is None or needs.low_rank:
+            return needs
+        whole = sum(d_out * d_in for d_out, d_in in needs.edited) * FLOAT32
+        return replace(needs, journal_bytes=whole + needs.auxiliary_bytes)
 
     def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
         """Return what the method that it follows must compute first."""

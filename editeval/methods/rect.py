@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from editeval.edits.delta import DenseDelta, Edit, LowRankDelta, WeightDelta
-from editeval.edits.dense import dense, joined, num_bytes, selected_delta
+from editeval.edits.dense import dense, num_bytes, selected_delta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, Predictable, UsesStatistics
 from editeval.interfaces import Editor as InnerEditor
 from editeval.keyvalue.footprint import FLOAT32
-from editeval.keyvalue.updates import weight_deltas
+from editeval.keyvalue.updates import joined_by_parameter, weight_deltas
 from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 
@@ -56,16 +56,13 @@ class RECT:
         self.of.check(model)
 
     def footprint(self, model: ModelDescription, workload: Workload) -> Footprint | None:
-        """Predict what the method that it regularises needs, if that can say, with a bit a weight beside each update of low rank.
-
-        Over fine-tuning, whose updates have no low rank, an edit takes a whole matrix in the journal: more than is said here.
-        """
+        """Predict what the method that it regularises needs, if that can say: a bit a weight beside each update of low rank."""
         needs = self.of.footprint(model, workload) if isinstance(self.of, Predictable) else None
         if needs is None:
             return None
         elements = sum(d_out * d_in for d_out, d_in in needs.edited)
         whole = elements * FLOAT32
-        kept = min(whole + needs.auxiliary_bytes, needs.journal_bytes + elements // 8)
+        kept = min(whole + needs.auxiliary_bytes, needs.journal_bytes + elements // 8) if needs.low_rank else whole + needs.auxiliary_bytes
         # On the host: the updates, what is kept of them, and the relative changes of one matrix while they are ranked.
         return replace(needs, journal_bytes=kept, host_bytes=needs.host_bytes + 3 * whole)
 
@@ -93,10 +90,7 @@ class Editor:
             EditError: the method cannot compute its edit, or changes no weights.
         """
         edit = self.inner.edit(requests, seed=seed)
-        by_parameter: dict[str, list[WeightDelta]] = {}
-        for delta in weight_deltas(edit.deltas, requests):
-            by_parameter.setdefault(delta.parameter, []).append(delta)
-        whole = {name: joined(updates) for name, updates in by_parameter.items()}
+        whole = joined_by_parameter(weight_deltas(edit.deltas, requests))
         kept = {name: _kept(update, self.model.weight(name).cpu(), share=self.keep) for name, update in whole.items()}
         diagnostics = {**edit.diagnostics, "update_norm_whole": _norm(whole.values()), "update_norm": _norm(kept.values())}
         return Edit(deltas=tuple(kept.values()), auxiliary=edit.auxiliary, diagnostics=diagnostics)

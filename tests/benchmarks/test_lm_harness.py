@@ -246,15 +246,31 @@ def test_rows_that_do_not_fit_the_task_are_one_sentence_before_the_first_pass(
         harness("choose", num_fewshot=0).check_model(tiny("gpt2"))
 
 
-@pytest.mark.parametrize("answer", [None, 2, -1])
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (None, "item 2 has the answer None, which is none of its 2 choices"),
+        (-1, "item 2 has the answer -1"),
+        (2, "item 2 has the answer 2"),
+    ],
+)
 def test_an_answer_that_is_no_choice_is_told_of_before_the_first_pass(
-    harness: Make, data_root: Path, tiny: Tiny, answer: int | None, monkeypatch: pytest.MonkeyPatch
+    harness: Make, data_root: Path, tiny: Tiny, answer: int | None, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The harness reads it after the model was asked, and stumbles or counts the item as wrong."""
     write_rows(data_root / "cities" / "test.jsonl", [question_row(0), {**question_row(1), "choices": ["b", "c"], "answer": answer}])
     monkeypatch.setattr(EditedModel, "score", lambda *_, **__: pytest.fail("the model was asked"))
-    with pytest.raises(DatasetError, match=r"^benchmark small: .*(item 2 has the answer|IndexError|UndefinedError)"):
+    with pytest.raises(DatasetError, match=rf"^benchmark small: .*{reason}"):
         harness("choose", num_fewshot=0).check_model(tiny("gpt2"))
+
+
+def test_answers_are_looked_at_once_for_all_rungs(harness: Make, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[object] = []
+    monkeypatch.setattr("editeval.benchmarks.lm_harness.check_answers", lambda task, _: looked_at.append(task))
+    benchmark = harness("choose", num_fewshot=0)
+    for _ in range(3):
+        benchmark.check_model(tiny("gpt2"))
+    assert len(looked_at) == 1
 
 
 def test_missing_task_folder_and_data_folder_are_named(harness: Make) -> None:

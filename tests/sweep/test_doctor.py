@@ -150,6 +150,14 @@ def test_the_journal_of_fine_tuning_a_large_model_is_missing_on_a_small_disk(
     assert verdicts == {100: ["ok"], 1000: ["missing"]}
 
 
+@pytest.mark.parametrize("around", ["rect", "random"])
+def test_what_goes_over_fine_tuning_records_whole_matrices(compose_config: Compose, around: str) -> None:
+    """A matrix of 4096 x 11008 numbers of 4 bytes."""
+    diagnosis = diagnose(compose_config("model=llama2-7b", f"method={around}", "method@of=ft-m", EDITS), offline=False)
+    assert diagnosis.plan is not None
+    assert diagnosis.plan.journal_per_edit == 4 * 4096 * 11008
+
+
 def test_folders_on_disks_of_their_own_are_compared_apart(compose_config: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     cache, runs = tmp_path / "cache", tmp_path / "runs"
     cache.mkdir()
