@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: list[Parity] = []
     for method in options.edits or [None]:
         state = (
-            Edited(method=None, model=EditedModel(smollm2()))
+            Edited(method=None, model=EditedModel(smollm2("cpu")))
             if method is None
             else edited(method, assembled(method, options.data, ()), NUM_EDITS)
         )

@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    model = EditedModel(smollm2())
+    model = EditedModel(smollm2("cpu"))
     model.score(["a"], [" b"])  # the plan's trial is made once a run
     if options.early_stops:
         print(json.dumps(early_stops(model, data=options.data, limit=options.limit or 16, max_new_tokens=options.max_new_tokens or 128)))

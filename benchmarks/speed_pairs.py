@@ -69,7 +69,7 @@ def rome(setup: Setup) -> Pair:
     def plain(request: EditRequest) -> dict[str, Tensor]:
         rows = fact_rows(lm.tokenizer, request, ROME_PREFIXES)
         update = full_rome(lm, rows, site=site, settings=ROME_SETTINGS, covariance=setup.covariance)
-        return {site: update.left.double()[:, None] @ update.right.double()[None]}
+        return {site: update.left.double().cpu()[:, None] @ update.right.double().cpu()[None]}
 
     return Pair(ours=ours, plain=plain, once=once)
 
@@ -106,10 +106,10 @@ def alphaedit(setup: Setup) -> Pair:
     """AlphaEdit, with a few earlier edits to keep."""
     sites, space = setup.lm.sites, setup.space
     width = setup.lm.description.intermediate_size
-    earlier_KN = torch.randn(width, EARLIER_EDITS, generator=torch.Generator().manual_seed(0)).double()
+    earlier_KN = torch.randn(width, EARLIER_EDITS, generator=torch.Generator().manual_seed(0)).to(setup.device).double()
     memory = KeyMemory(ridge=L2)
     memory.absorb(space.project(earlier_KN))
-    projection = space.project(torch.eye(width, dtype=torch.float64))
+    projection = space.project(torch.eye(width, dtype=torch.float64, device=setup.device))
     how = FullSpread(
         layers=setup.layers,
         optimised=(sites.layers,),
@@ -135,7 +135,7 @@ def difference(ours: Outcome, plain: Outcome) -> float:
 
 
 def _dense(part: Tensor | LowRankDelta) -> Tensor:
-    return part if isinstance(part, Tensor) else part.left.double() @ part.right.double()
+    return part.cpu() if isinstance(part, Tensor) else part.left.cpu().double() @ part.right.cpu().double()
 
 
 def _spread_pair(setup: Setup, how: FullSpread, solve: Solve, *, once: float | None) -> Pair:

@@ -1,4 +1,4 @@
-"""What `edit_speed.py` measures on: models, facts, context prefixes, covariances, and a clock of CPU seconds."""
+"""What `edit_speed.py` measures on: models, facts, context prefixes, covariances, and a clock."""
 
 from __future__ import annotations
 
@@ -56,6 +56,11 @@ class Setup:
     kn_steps: int = KN_STEPS
 
     @property
+    def device(self) -> torch.device:
+        """Where the model lies, and the matrices as wide as its keys."""
+        return self.lm.device_of(self.lm.module)
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The edited layers of the methods that spread, the one at a third of the depth last."""
         last = round(self.lm.description.num_layers / 3)
@@ -69,7 +74,7 @@ class Setup:
     @cached_property
     def covariance(self) -> Tensor:
         """A matrix as wide as the keys."""
-        return random_covariance(self.lm.description.intermediate_size)
+        return random_covariance(self.lm.description.intermediate_size).to(self.device)
 
     @cached_property
     def factor(self) -> tuple[CholeskyFactor, float]:
@@ -86,7 +91,7 @@ class Setup:
     @cached_property
     def space(self) -> NullSpace:
         """What AlphaEdit projects onto."""
-        return random_null_space(self.lm.description.intermediate_size)
+        return random_null_space(self.lm.description.intermediate_size, self.device)
 
 
 def published(method: str, kind: type[Kind], *overrides: str) -> Kind:
@@ -96,15 +101,15 @@ def published(method: str, kind: type[Kind], *overrides: str) -> Kind:
     return build(config.method, "method", kind)
 
 
-def smollm2() -> LanguageModel:
+def smollm2(device: str) -> LanguageModel:
     """The built-in model (fetched once)."""
     from editeval.models.load import PretrainedModel
 
     cache = Path.home() / ".cache" / "editeval"
-    return PretrainedModel(name="smollm2-135m", name_or_path="builtin:smollm2-135m", cache_dir=cache, dtype="float32", device="cpu").load()
+    return PretrainedModel(name="smollm2-135m", name_or_path="builtin:smollm2-135m", cache_dir=cache, dtype="float32", device=device).load()
 
 
-def xl_wide() -> LanguageModel:
+def xl_wide(device: str) -> LanguageModel:
     """GPT-2 XL's widths (1600, 6400, 25 heads) and vocabulary, 12 layers of random weights.
 
     The tokenizer is SmolLM2's, which cuts English about as finely as GPT-2's and fits into its vocabulary.
@@ -117,22 +122,22 @@ def xl_wide() -> LanguageModel:
     config = GPT2Config(n_embd=1600, n_layer=12, n_head=25, n_positions=1024, vocab_size=50257)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for("xl-wide") % 2**32)
-        module = frozen(AutoModelForCausalLM.from_config(config, dtype=torch.float32))  # type: ignore[no-untyped-call]
+        module = frozen(AutoModelForCausalLM.from_config(config, dtype=torch.float32)).to(device)  # type: ignore[no-untyped-call]
     name = "gpt2-xl-wide"
     description = description_of(name, config)
-    tokenizer = smollm2().tokenizer
+    tokenizer = smollm2("cpu").tokenizer
     return LanguageModel(module=module, tokenizer=tokenizer, sites=sites_for("gpt2"), description=description, fingerprint=name)
 
 
-def tiny() -> LanguageModel:
+def tiny(device: str) -> LanguageModel:
     """Four layers of width 64: to see that the script works."""
     from editeval.models.tiny import TinyModel
 
     with tempfile.TemporaryDirectory() as folder:
-        return TinyModel(name="tiny-gpt2", architecture="gpt2", cache_dir=folder, device="cpu").load()
+        return TinyModel(name="tiny-gpt2", architecture="gpt2", cache_dir=folder, device=device).load()
 
 
-MODELS: Mapping[str, Callable[[], LanguageModel]] = {"smollm2": smollm2, "xl-wide": xl_wide, "tiny": tiny}
+MODELS: Mapping[str, Callable[[str], LanguageModel]] = {"smollm2": smollm2, "xl-wide": xl_wide, "tiny": tiny}
 
 
 def facts(number: int, data: Path | None) -> list[EditRequest]:
@@ -156,15 +161,21 @@ def random_covariance(width: int) -> Tensor:
     return keys.T @ keys / len(keys) + torch.diag(torch.logspace(-1, 0.5, width))
 
 
-def random_null_space(width: int) -> NullSpace:
+def random_null_space(width: int, device: torch.device) -> NullSpace:
     """Return a projection onto half of all directions, drawn at random: eigenvectors would be as many, and take minutes."""
     generator = torch.Generator().manual_seed(width)
     basis = torch.linalg.qr(torch.randn(width, width // 2, generator=generator, dtype=torch.float64)).Q
-    return NullSpace(basis=basis.contiguous(), keeps=True, kept=width // 2)
+    return NullSpace(basis=basis.contiguous().to(device), keeps=True, kept=width // 2)
 
 
 def timed(call: Callable[[], Result]) -> tuple[Result, float]:
-    """Return a call's result and the CPU seconds it took in all threads: other work on the machine does not count."""
+    """Return a call's result and the seconds it took: of the CPU in all threads, or where a GPU was used, until it had ended its work."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        result = call()
+        torch.cuda.synchronize()
+        return result, time.perf_counter() - start
     start = time.process_time()
     result = call()
     return result, time.process_time() - start

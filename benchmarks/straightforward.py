@@ -59,7 +59,7 @@ def full_target_value(
             essence = log_probs[-1, fact.essence.subject_last]
             kept = essence.detach().clone() if kept is None else kept
             kl = nn.functional.kl_div(kept, essence, log_target=True, reduction="sum")
-            decay = sum((delta.norm() / initial[site].norm() ** 2 for site, delta in deltas.items()), torch.zeros(()))
+            decay = sum((delta.norm() / initial[site].norm() ** 2 for site, delta in deltas.items()), torch.zeros((), device=ids.device))
             loss = nll + settings.kl_factor * kl + settings.weight_decay * decay
         losses.append(loss.item())
         if losses[-1] < settings.early_stop_loss or step == settings.num_steps - 1:
@@ -113,8 +113,9 @@ def _states(lm: LanguageModel, rows: Sequence[Located], sites: Sequence[str], *,
 def _padded(lm: LanguageModel, rows: Sequence[Located]) -> tuple[Tensor, Tensor]:
     width = max(len(row.input_ids) for row in rows)
     pad = lm.tokenizer.pad_token_id or 0
-    ids = torch.tensor([[*row.input_ids, *[pad] * (width - len(row.input_ids))] for row in rows])
-    mask = torch.tensor([[1] * len(row.input_ids) + [0] * (width - len(row.input_ids)) for row in rows])
+    device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))
+    ids = torch.tensor([[*row.input_ids, *[pad] * (width - len(row.input_ids))] for row in rows], device=device)
+    mask = torch.tensor([[1] * len(row.input_ids) + [0] * (width - len(row.input_ids)) for row in rows], device=device)
     return ids, mask
 
 

@@ -80,7 +80,9 @@ def alphaedit_solve(projections: Mapping[str, Tensor], earlier: Mapping[str, Ten
     def solve(site: str, keys_KE: Tensor) -> Tensor:
         projection = projections[site].double()
         system = projection @ (keys_KE @ keys_KE.T + earlier[site])
-        solved: Tensor = torch.linalg.solve(system + l2 * torch.eye(len(system), dtype=torch.float64), projection @ keys_KE)
+        solved: Tensor = torch.linalg.solve(
+            system + l2 * torch.eye(len(system), dtype=torch.float64, device=system.device), projection @ keys_KE
+        )
         return solved
 
     return solve

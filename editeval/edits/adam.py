@@ -6,6 +6,8 @@ recorded as its gradients (`TunedDelta`) is the same change wherever it is made 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -21,13 +23,25 @@ def new_moments(parameter: Tensor) -> Moments:
     return torch.zeros_like(parameter), torch.zeros_like(parameter)
 
 
+def corrections(*, step: int, learning_rate: float) -> tuple[float, float]:
+    """Return what step `step` (1-based) multiplies the running means with: the gradient's and its square's."""
+    beta1, beta2 = BETAS
+    return learning_rate / (1 - beta1**step), 1 / (1 - beta2**step)
+
+
 def adam(parameter: Tensor, gradient: Tensor, moments: Moments, *, step: int, learning_rate: float) -> Tensor:
     """Return the parameter after step `step` (1-based); changes the moments."""
+    return corrected_adam(parameter, gradient, moments, corrections(step=step, learning_rate=learning_rate))
+
+
+def corrected_adam(parameter: Tensor, gradient: Tensor, moments: Moments, factors: Sequence[float | Tensor]) -> Tensor:
+    """Return the parameter after a step with these `corrections`, which may be tensors (0-dimensional, float32); changes the moments."""
     first, second = moments
     beta1, beta2 = BETAS
+    first_factor, second_factor = factors
     # No `lerp_`, `addcmul_` or `alpha=`, which may round once where these round twice; no division by a number, which may be a product.
     first.mul_(beta1).add_(gradient * (1 - beta1))
     second.mul_(beta2).add_((gradient * gradient).mul_(1 - beta2))
     # MKL's root of a float32 is off by a bit now and then; that of a float64, rounded, is the nearest float32.
-    scale = (second * (1 / (1 - beta2**step))).double().sqrt_().float().add_(EPSILON)
-    return parameter - (first * (learning_rate / (1 - beta1**step))).div_(scale)
+    scale = (second * second_factor).double().sqrt_().float().add_(EPSILON)
+    return parameter - (first * first_factor).div_(scale)

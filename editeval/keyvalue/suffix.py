@@ -36,12 +36,12 @@ def next_token_logits(lm: LanguageModel, hidden_ND: Tensor) -> Tensor:
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
-def pad_rows(rows: Sequence[Sequence[int]], device: torch.device) -> Tensor:
-    """Return token ids (B, T), padded on the right: attention is causal, so padding is never seen.
+def pad_rows(rows: Sequence[Sequence[int]], device: torch.device, *, width: int = 0) -> Tensor:
+    """Return token ids (B, T), padded on the right to the longest row or `width`: attention is causal, so padding is never seen.
 
     The row's own last token is repeated; the tokenizer's pad token would make transformers warn of a missing mask.
     """
-    width = max(len(row) for row in rows)
+    width = max(width, *(len(row) for row in rows))
     return torch.tensor([[*row, *[row[-1]] * (width - len(row))] for row in rows], dtype=torch.long, device=device)
 
 
@@ -59,8 +59,10 @@ class SuffixPass:
     (B, width), float32, in the model's current state.
     """
 
-    def __init__(self, lm: LanguageModel, rows: Sequence[Located], *, layer: int, sites: Sequence[str]) -> None:
+    def __init__(self, lm: LanguageModel, rows: Sequence[Located], *, layer: int, sites: Sequence[str], multiple: int = 1) -> None:
         """Run the whole model once over `rows`; `sites` are module paths in (or the path of) layer `layer`.
+
+        P and S are rounded up to a multiple of `multiple`, so that fewer shapes come up; what is added is hidden.
 
         Raises:
             EditError: an attention kernel without masks, or layers with an argument that cannot be cut to some positions.
@@ -75,7 +77,9 @@ class SuffixPass:
         self._branches = tuple(lm.module.get_submodule(path.format(lm.description.num_layers - 1)) for path in paths)
         layer_path = lm.sites.layers.format(layer)
         device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))
-        ids_BT = pad_rows([row.input_ids for row in rows], device)
+        num_prefix = _rounded_up(max(row.subject_last for row in rows), multiple)
+        num_suffix = _rounded_up(max(len(row.input_ids) - row.subject_last for row in rows), multiple)
+        ids_BT = pad_rows([row.input_ids for row in rows], device, width=num_prefix)
         self._width = ids_BT.shape[1]
         self._starts_B = torch.tensor([row.subject_last for row in rows], device=device)
         self._lengths_B = torch.tensor([len(row.input_ids) for row in rows], device=device)
@@ -89,8 +93,6 @@ class SuffixPass:
         self.site_inputs = {path: self._at_subject(trace.inputs[path]).float() for path in sites}
         self.site_outputs = {path: self._at_subject(trace.outputs[path]).float() for path in sites}
         self._first_input = self._at_subject(trace.inputs[layer_path])[:, None]
-        num_prefix = int(self._starts_B.max())
-        num_suffix = int((self._lengths_B - self._starts_B).max())
         self._frozen = FrozenPrefix(cache, layer=layer, num_prefix=num_prefix)
         self._later_outputs = self._take(trace.outputs[layer_path], self._positions(num_suffix))[:, 1:]
         one = Cut(starts_B=self._starts_B, lengths_B=self._lengths_B, num_prefix=num_prefix, num_suffix=1, width=self._width)
@@ -112,6 +114,14 @@ class SuffixPass:
             with only_at(self._branches if number == last else (), rows_N, positions_N):
                 hidden = first_tensor(self._layers[number](hidden, **self._arguments[number]))
         return hidden[rows_N.to(hidden.device), positions_N.to(hidden.device)]
+
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor that `hidden` reads beside the model's own and its arguments, in an order that shapes alone decide."""
+        found = [self._first_input, self._later_outputs, *self._frozen.tensors()]
+        for arguments in self._arguments:
+            for value in arguments.values():
+                found += [part for part in (value if isinstance(value, tuple) else (value,)) if isinstance(part, Tensor)]
+        return list({id(tensor): tensor for tensor in found}.values())  # layers share masks and positions
 
     def _at_subject(self, states_BTD: Tensor) -> Tensor:
         starts_B = self._starts_B.to(states_BTD.device)
@@ -159,6 +169,10 @@ class FrozenPrefix(Cache):
             assert stored.keys is not None
             assert stored.values is not None
             self._pairs[index] = (stored.keys[:, :, :num_prefix], stored.values[:, :, :num_prefix])
+
+    def tensors(self) -> list[Tensor]:
+        """Return the stored keys and values, layer by layer."""
+        return [tensor for pair in self._pairs.values() for tensor in pair]
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Return the frozen keys and values followed by the new ones, storing nothing; the new rows may be copies of the frozen ones."""
@@ -254,6 +268,10 @@ def call_recorder(calls: dict[int, dict[str, Any]], number: int) -> Any:
         calls[number] = call
 
     return hook
+
+
+def _rounded_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
 
 
 def _adder(added_BD: Tensor) -> Any:

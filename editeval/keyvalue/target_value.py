@@ -12,14 +12,15 @@ Facts are independent of each other: their rows share forward passes, their delt
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from editeval.edits.adam import adam, new_moments
+from editeval.edits.adam import corrected_adam, corrections, new_moments
+from editeval.keyvalue.graphs import addresses, can_capture, graphs_of
 from editeval.keyvalue.lookup import Located, locate, locate_request
 from editeval.keyvalue.suffix import SuffixPass, next_token_logits
 from editeval.models.model import LanguageModel
@@ -27,6 +28,10 @@ from editeval.types import ConfigError, EditError, EditRequest
 
 ESSENCE = "{} is a"
 """What the KL term keeps: the subject's essence (ROME, section 3.1)."""
+
+
+SHAPE_MULTIPLE = 8
+"""Where steps are captured, positions before and from the subject's last token on are rounded up to this, so that few shapes come up."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,26 +127,111 @@ def optimise(
     Raises:
         EditError: with the fact's id, when its loss is not a finite number.
     """
-    objective = Objective(lm, facts, layer=layer, sites=sites, settings=settings)
-    deltas = objective.zeros()
-    moments = {site: new_moments(delta) for site, delta in deltas.items()}
-    active_E = torch.ones(len(facts), dtype=torch.bool, device=objective.device)
+    multiple = SHAPE_MULTIPLE if can_capture(lm.module) else 1
+    objective = Objective(lm, facts, layer=layer, sites=sites, settings=settings, multiple=multiple)
+    plain = Descent(objective, settings)
+    descent = CapturedDescent(lm, plain, key=(layer, tuple(sites), settings)) if can_capture(lm.module) else plain
     history: list[list[Losses]] = [[] for _ in facts]
-    for step in range(1, settings.num_steps):
-        terms = objective.terms(deltas)
-        total_E = terms.total
-        _record(history, terms, active_E, facts)
-        active_E = active_E & (total_E.detach() >= settings.early_stop_loss)
+    active_E = torch.ones(len(facts), dtype=torch.bool)
+    for _ in range(1, settings.num_steps):
+        seen = descent.evaluate()
+        _record(history, seen.losses, active_E, facts)
+        active_E = seen.active
         if not bool(active_E.any()):
             break
-        gradients = torch.autograd.grad(total_E.sum(), list(deltas.values()))
+        descent.move()
+    return objective.results(descent.deltas, history)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation found, on the CPU: total, nll, kl and weight decay (E, 4), and which facts go on (E)."""
+
+    losses: Tensor
+    active: Tensor
+
+
+class Descent:
+    """Adam on the deltas of E facts, within their norms; a fact whose loss is low enough stays where it is."""
+
+    def __init__(self, objective: Objective, settings: TargetSettings) -> None:
+        self.deltas = objective.zeros()
+        self._objective = objective
+        self._settings = settings
+        device = objective.device
+        self._moments = {site: new_moments(delta) for site, delta in self.deltas.items()}
+        self._limits = {site: settings.clamp_norm_factor * initial.norm(dim=1) for site, initial in objective.initial.items()}
+        self._active_E = torch.ones(len(objective.initial[next(iter(self.deltas))]), dtype=torch.bool, device=device)
+        self._losses_E4 = torch.zeros(len(self._active_E), 4, device=device)
+        steps = range(1, settings.num_steps)
+        factors = [corrections(step=step, learning_rate=settings.learning_rate) for step in steps]
+        self._factors = {site: torch.tensor(factors, device=delta.device) for site, delta in self.deltas.items()}
+        self._step = {site: torch.zeros(1, dtype=torch.long, device=delta.device) for site, delta in self.deltas.items()}
+        self._total_E: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """Return the state, and what the objective reads."""
+        moments = [moment for pair in self._moments.values() for moment in pair]
+        own = [self._active_E, self._losses_E4, *moments]
+        for by_site in (self.deltas, self._limits, self._factors, self._step):
+            own += list(by_site.values())
+        return [*own, *self._objective.tensors()]
+
+    def evaluate(self) -> Evaluation:
+        """Look at the loss where the deltas are."""
+        self._look()
+        return self.seen()
+
+    def seen(self) -> Evaluation:
+        """Return what the last look found."""
+        return Evaluation(losses=self._losses_E4.to("cpu", copy=True), active=self._active_E.to("cpu", copy=True))
+
+    def run(self) -> None:
+        """Look and move."""
+        self._look()
+        self.move()
+
+    def move(self) -> None:
+        """Take the step of the last look."""
+        assert self._total_E is not None
+        gradients = torch.autograd.grad(self._total_E.sum(), list(self.deltas.values()))
+        self._total_E = None
         with torch.no_grad():
-            for (site, delta), gradient in zip(deltas.items(), gradients, strict=True):
-                moved = adam(delta, gradient, moments[site], step=step, learning_rate=settings.learning_rate)
-                limit_E = settings.clamp_norm_factor * objective.initial[site].norm(dim=1)
-                moved = moved * (limit_E / moved.norm(dim=1).clamp(min=1e-30)).clamp(max=1.0)[:, None]
-                delta.copy_(torch.where(active_E.to(delta.device)[:, None], moved, delta))
-    return objective.results(deltas, history)
+            for (site, delta), gradient in zip(self.deltas.items(), gradients, strict=True):
+                factors = self._factors[site].index_select(0, self._step[site])[0]
+                self._step[site].add_(1)
+                moved = corrected_adam(delta, gradient, self._moments[site], tuple(factors))
+                moved = moved * (self._limits[site] / moved.norm(dim=1).clamp(min=1e-30)).clamp(max=1.0)[:, None]
+                delta.copy_(torch.where(self._active_E.to(delta.device)[:, None], moved, delta))
+
+    def _look(self) -> None:
+        terms = self._objective.terms(self.deltas)
+        self._total_E = terms.total
+        with torch.no_grad():
+            self._losses_E4.copy_(torch.stack([terms.total, terms.nll, terms.kl, terms.weight_decay], dim=1))
+            self._active_E.logical_and_(terms.total >= self._settings.early_stop_loss)
+
+
+class CapturedDescent:
+    """The same on a GPU: an evaluation and its step are one graph, captured once for each shape."""
+
+    def __init__(self, lm: LanguageModel, descent: Descent, *, key: Hashable) -> None:
+        descent.evaluate()  # at zero: what the KL term keeps is one of the tensors from now on
+        self._graph = graphs_of(lm.module).graph((key, addresses(lm.module)), descent)
+        self._descent: Descent = self._graph.step  # the first of its shape
+
+    @property
+    def deltas(self) -> Mapping[str, Tensor]:
+        """The deltas as they are now (E, d_out), by site."""
+        return self._descent.deltas
+
+    def evaluate(self) -> Evaluation:
+        """Look at the loss where the deltas are, and take the step."""
+        self._graph.replay()
+        return self._descent.seen()
+
+    def move(self) -> None:
+        """Do nothing: the step was taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,12 +251,15 @@ class Terms:
 class Objective:
     """The loss of E facts as a function of their deltas (E, d_out), by site."""
 
-    def __init__(self, lm: LanguageModel, facts: Sequence[FactRows], *, layer: int, sites: Sequence[str], settings: TargetSettings) -> None:
+    def __init__(
+        self, lm: LanguageModel, facts: Sequence[FactRows], *, layer: int, sites: Sequence[str], settings: TargetSettings, multiple: int = 1
+    ) -> None:
+        """Run the whole model once over the facts' rows; `multiple`: see `SuffixPass`."""
         self._lm = lm
         self._settings = settings
         self._sites = tuple(sites)
         rows = [row for fact in facts for row in (*fact.prompts, fact.essence)]
-        self._suffix = SuffixPass(lm, rows, layer=layer, sites=sites)
+        self._suffix = SuffixPass(lm, rows, layer=layer, sites=sites, multiple=multiple)
         self.device = next(iter(self._suffix.site_outputs.values())).device
         self._num_facts = len(facts)
         self._row_slices: list[slice] = []
@@ -184,11 +277,11 @@ class Objective:
             self._row_slices.append(slice(start, len(fact_of_row)))
             fact_of_row.append(number)
         self._fact_of_row = torch.tensor(fact_of_row, device=self.device)
-        self._rows = torch.tensor([item[0] for item in scored] + essences)
-        self._positions = torch.tensor([item[1] for item in scored] + [0] * len(facts))
-        self._tokens = torch.tensor([item[2] for item in scored])
-        self._facts = torch.tensor([item[3] for item in scored])
-        self._weights = torch.tensor([item[4] for item in scored])
+        self._rows = torch.tensor([item[0] for item in scored] + essences, device=self.device)
+        self._positions = torch.tensor([item[1] for item in scored] + [0] * len(facts), device=self.device)
+        self._tokens = torch.tensor([item[2] for item in scored], device=self.device)
+        self._facts = torch.tensor([item[3] for item in scored], device=self.device)
+        self._weights = torch.tensor([item[4] for item in scored], device=self.device)
         self._essence_log_probs: Tensor | None = None
         first_rows = torch.tensor([rows_of.start for rows_of in self._row_slices])
         self.initial = {site: outputs[first_rows.to(outputs.device)] for site, outputs in self._suffix.site_outputs.items()}
@@ -221,6 +314,15 @@ class Objective:
                 weight_decay=self._settings.weight_decay * decay,
             )
 
+    def tensors(self) -> list[Tensor]:
+        """Return every tensor that `terms` reads beside the model's own, in an order that shapes alone decide.
+
+        The distribution that the KL term keeps is among them once the first call was made.
+        """
+        kept = [] if self._essence_log_probs is None else [self._essence_log_probs]
+        indices = [self._fact_of_row, self._rows, self._positions, self._tokens, self._facts, self._weights]
+        return [*indices, *self.initial.values(), *kept, *self._suffix.tensors()]
+
     def results(self, deltas: Mapping[str, Tensor], history: Sequence[Sequence[Losses]]) -> tuple[TargetValue, ...]:
         """Return one record a fact."""
         return tuple(
@@ -239,9 +341,8 @@ def _stored(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float32).clone()
 
 
-def _record(history: list[list[Losses]], terms: Terms, active_E: Tensor, facts: Sequence[FactRows]) -> None:
-    values = torch.stack([terms.total, terms.nll, terms.kl, terms.weight_decay], dim=1).detach().cpu()
-    for number, active in enumerate(active_E.cpu().tolist()):
+def _record(history: list[list[Losses]], values: Tensor, active_E: Tensor, facts: Sequence[FactRows]) -> None:
+    for number, active in enumerate(active_E.tolist()):
         if not active:
             continue
         if not bool(torch.isfinite(values[number]).all()):
