@@ -177,8 +177,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, ca
 def plain_attend(
     query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, causal: bool, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Return what `attend` does, written out: right on any device, and the oracle of the kernels."""
-    scores = (query @ key.transpose(-1, -2)).float() * (query.shape[-1] ** -0.5 if scale is None else scale)
+    """Return what `attend` does, written out: right on any device, and the oracle of the kernels, which keep scores in float32 too."""
+    scores = (query.float() @ key.float().transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scale is None else scale)
     if causal:
         scores = scores + additive(numpy.tri(query.shape[2], key.shape[2], dtype=bool), torch.float32, query.device)
     if mask is not None:

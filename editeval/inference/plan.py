@@ -96,7 +96,8 @@ def _honours_trees(module: PreTrainedModel, *, depth: int, in_pieces: bool) -> b
         rows = pack(branches, rules)
         # Pieces of two nodes, so that the root is a trunk.
         packed = forward(module, rows, layout=layout_of(rows[0], chunk_nodes=2) if in_pieces else None).float()
-    except (ValueError, RuntimeError, TypeError, IndexError, KeyError):
+    except (ValueError, RuntimeError, TypeError, IndexError, KeyError) as error:
+        _LOGGER.info("%s refused a trial of trees%s: %s", module.config.model_type, " in pieces" if in_pieces else "", error)
         return False
     single = [forward(module, pack([branch], rules), layout=None).float() for branch in branches]
     # The shared root comes first in the tree and in both branches; branches follow in the order of their tokens.

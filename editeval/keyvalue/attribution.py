@@ -77,13 +77,18 @@ def _summed_gradients(
 ) -> Tensor:
     """Return the sum over alpha of dP / dw (B, N), float64; P is the sum of the probabilities of a row's tokens."""
     total_BN = torch.zeros(states_BN.shape, dtype=torch.float64, device=states_BN.device)
+    # Each row's tokens, filled up with its first one, and where they are such filling.
+    most = max(len(tokens) for tokens in answers)
+    tokens_BL = torch.tensor([[*tokens, *[tokens[0]] * (most - len(tokens))] for tokens in answers])
+    filled_BL = torch.tensor([[number >= len(tokens) for number in range(most)] for tokens in answers])
     for alphas in torch.split(alphas_M, max(1, ROWS_PER_PASS // len(states_BN))):
         scaled = (alphas.to(states_BN.device)[:, None, None] * states_BN.float()).to(states_BN.dtype).flatten(0, 1).requires_grad_()
         change = _input_replaced(lm.module, site, scaled) if neurons == "activation" else replace_output(lm.module, site, _first(scaled))
         with torch.enable_grad():
             log_probs = passed.logits(layer, copies=len(alphas), change=change).log_softmax(dim=-1)
             # The gradient of log P is of a size that half precision can hold; P itself may be too small for float32 in a broken model.
-            answered = torch.stack([log_probs[row, list(answers[row % len(answers)])].logsumexp(dim=0) for row in range(len(log_probs))])
+            own = log_probs.gather(1, tokens_BL.repeat(len(alphas), 1).to(log_probs.device))
+            answered = own.masked_fill(filled_BL.repeat(len(alphas), 1).to(own.device), -torch.inf).logsumexp(dim=1)
             (gradient,) = torch.autograd.grad(answered.sum(), [scaled])
         weighted = gradient.double() * answered.detach().double().exp().to(gradient.device)[:, None]
         total_BN += weighted.reshape(len(alphas), *states_BN.shape).sum(dim=0)

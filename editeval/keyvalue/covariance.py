@@ -127,22 +127,26 @@ def missing_covariances(sites: Sequence[str], source: CovarianceSource, *, finge
 def covariance_factors(
     lm: LanguageModel, sites: Sequence[str], source: CovarianceSource, cache: Cache, progress: Progress
 ) -> dict[str, CholeskyFactor]:
-    """Return the float64 Cholesky factor of C for each site; computed once, then read from the cache.
+    """Return the float64 Cholesky factor of C for each site, on the site's device; computed once, then read from the cache.
 
     Raises:
         ConfigError: see `key_covariances`.
     """
     paths = {site: cache.path("covariance-factor", _key(lm, site, source), ".safetensors") for site in sites}
+    devices = {site: lm.device_of(lm.module.get_submodule(site)) for site in sites}
     missing = [site for site in sites if not paths[site].exists()]
     if missing:
         covariances = key_covariances(lm, missing, source, cache, progress)
         for site in missing:
-            factor = factorise(covariances.pop(site))
+            factor = factorise(covariances.pop(site).to(devices[site]))
             if factor.ridge > 0:
                 progress.message(f"covariance of {site}: a ridge of {factor.ridge:.2e} was needed to make it positive definite")
-            write_atomic(paths[site], save({"lower": factor.lower.contiguous(), "ridge": torch.tensor(factor.ridge, dtype=torch.float64)}))
+            ridge = torch.tensor(factor.ridge, dtype=torch.float64)
+            write_atomic(paths[site], save({"lower": factor.lower.cpu().contiguous(), "ridge": ridge}))
     stored = {site: load_file(paths[site]) for site in sites}
-    return {site: CholeskyFactor(lower=tensors["lower"], ridge=float(tensors["ridge"])) for site, tensors in stored.items()}
+    return {
+        site: CholeskyFactor(lower=tensors["lower"].to(devices[site]), ridge=float(tensors["ridge"])) for site, tensors in stored.items()
+    }
 
 
 def pack_upper(matrix_KK: Tensor) -> Tensor:
@@ -171,7 +175,10 @@ def unpack_upper(packed: Tensor) -> Tensor:
 def _collect(
     lm: LanguageModel, sites: Sequence[str], source: CovarianceSource, cache: Cache, progress: Progress
 ) -> tuple[dict[str, Tensor], int]:
-    """Return sum k k^T (float64, on the CPU) by site, and the number of tokens; goes on where a killed pass stopped."""
+    """Return sum k k^T (float64, on the CPU) by site, and the number of tokens; goes on where a killed pass stopped.
+
+    The sums stay on the sites' devices: a chunk would else move each matrix to the host, and wait for it.
+    """
     corpus = source.corpus
     max_length = min(corpus.max_length, lm.description.max_positions)
     chunks = list(_chunks(token_pieces(lm.tokenizer, corpus.texts(), tokens=corpus.tokens, max_length=max_length)))
@@ -184,15 +191,15 @@ def _collect(
     if partial.exists():
         stored = load_file(partial)
         first = int(stored.pop("chunks"))
-        sums = stored
+        sums = {site: total.to(lm.device_of(lm.module.get_submodule(site))) for site, total in stored.items()}
     saved = time.monotonic()
     for number in progress.track(range(first, len(chunks)), description="key covariance", total=len(chunks) - first):
         for site, total in _chunk_sums(lm, sites, chunks[number]).items():
             sums[site] = sums[site].add_(total) if site in sums else total.to(torch.float64)
         if time.monotonic() - saved >= SAVE_SECONDS and number + 1 < len(chunks):
-            write_atomic(partial, save({**sums, "chunks": torch.tensor(number + 1)}))
+            write_atomic(partial, save({**{site: total.cpu() for site, total in sums.items()}, "chunks": torch.tensor(number + 1)}))
             saved = time.monotonic()
-    return sums, count
+    return {site: total.cpu() for site, total in sums.items()}, count
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str], *, tokens: int, max_length: int) -> Iterator[tuple[int, ...]]:
@@ -224,7 +231,7 @@ def _chunks(pieces: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]
 
 
 def _chunk_sums(lm: LanguageModel, sites: Sequence[str], chunk: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return sum k k^T over a chunk's tokens, float32 on the CPU."""
+    """Return sum k k^T over a chunk's tokens, float32 on the sites' devices."""
     device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))
     sums: dict[str, Tensor] = {}
     with torch.no_grad(), capture(lm.module, sites, inputs=True, stop=True) as trace:
@@ -240,7 +247,7 @@ def _chunk_sums(lm: LanguageModel, sites: Sequence[str], chunk: Sequence[tuple[i
                     sums[site].addmm_(keys_NK.T, keys_NK)
                 else:
                     sums[site] = keys_NK.T @ keys_NK
-    return {site: total.cpu() for site, total in sums.items()}
+    return sums
 
 
 def _batches(pieces: Sequence[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:

@@ -67,18 +67,18 @@ class Writing:
 
 @dataclass(frozen=True, kw_only=True)
 class Solver:
-    """What is kept of a map's C (K, K), in float64 matrices of its size: on the device, on the host, on disk, and while it is made."""
+    """What is kept of a map's C (K, K), in float64 matrices of its size: on the device, on disk, and on the device while it is made."""
 
     device: float = 0.0
-    host: float = 0.0
     disk: float = 0.0
     making: float = 0.0
 
 
-FACTOR = Solver(host=1.0, disk=1.0, making=0.0)  # factorised on the host
+FACTOR = Solver(device=1.0, disk=1.0, making=4.0)  # C, C + ridge and what makes it, factor at once
 INVERSE = Solver(device=1.0, disk=1.0, making=4.0)  # C, C + ridge, factor, inverse at once
 PROJECTION = Solver(device=1.5, disk=0.5, making=4.0)  # at most half the directions, and a matrix of folded keys; eigenvectors
 NOTHING = Solver()
+SUMS = 1.5  # of the size of C in float64: a sum in it, and a chunk's own in float32
 
 
 def mlp_maps(model: ModelDescription, count: int) -> list[EditedMap]:
@@ -119,12 +119,13 @@ def locate_footprint(
             MASTERS: writing.masters,
         },
         peak_bytes={
+            "summing up covariances": round(SUMS * sum(squares)),
             "factorising a covariance": round(solver.making * max(squares)),
             "optimising target values": optimising,
             APPLYING: writing.applying,
         },
-        # The unedited copies of edited matrices, and C while it is summed up and factorised.
-        host_bytes=round(writing.copies + solver.host * sum(squares) + max(squares)),
+        # The unedited copies of edited matrices, and what is read of C, or written.
+        host_bytes=writing.copies + max(squares),
         disk_bytes=round(solver.disk * sum(squares) + sum(squares) / 4),  # C itself: half of it, in float32
         journal_bytes=factor_bytes(maps, rank=workload.batch_size),
         once_operations=once,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from editeval.files import Cache, write_atomic
 from editeval.keyvalue.covariance import CovarianceSource, covariance_factors, key_covariances
-from editeval.keyvalue.solve import CholeskyFactor, KeySolver, factorise
+from editeval.keyvalue.solve import KeySolver, factorise
 from editeval.models.model import LanguageModel
 from editeval.types import EditevalError, Progress, content_key
 
@@ -55,16 +55,11 @@ def covariance_solvers(
             try:
                 write_atomic(paths[site], save({"inverse": factor.inverse().cpu().contiguous()}))
             except EditevalError:
-                solvers[site] = _factor(lm, site, source, cache, progress)
+                solvers[site] = covariance_factors(lm, [site], source, cache, progress)[site]
                 continue
         # What was just computed is read back, so that a first run and a later one use the same bits.
         solvers[site] = CovarianceInverse(matrix=load_file(paths[site])["inverse"].to(device))
     return solvers
-
-
-def _factor(lm: LanguageModel, site: str, source: CovarianceSource, cache: Cache, progress: Progress) -> CholeskyFactor:
-    factor = covariance_factors(lm, [site], source, cache, progress)[site]
-    return CholeskyFactor(lower=factor.lower.to(lm.device_of(lm.module.get_submodule(site))), ridge=factor.ridge)
 
 
 def _key(lm: LanguageModel, site: str, source: CovarianceSource) -> str:

@@ -116,7 +116,8 @@ class Editor:
         updates = weight_deltas(edit.deltas, requests)
         after = dict(before)
         for parameter, update in joined_by_parameter(updates).items():
-            excess = self._excess(parameter, self._sum(parameter, before) + dense(update).double())
+            sum_OI = self._sum(parameter, before)
+            excess = self._excess(parameter, sum_OI + dense(update, sum_OI.device).double())
             after.pop(parameter, None)
             if excess is not None:
                 after[parameter] = excess
@@ -141,14 +142,14 @@ class Editor:
         }
 
     def _sum(self, parameter: str, excesses: Mapping[str, LowRankDelta]) -> Tensor:
-        """Return S (d_out, d_in), float64 on the CPU: what the model has more than the unedited one, and what was taken off."""
-        found = (self.model.weight(parameter).double() - self.model.base_weight(parameter).double()).cpu()
-        return found + dense(excesses[parameter]).double() if parameter in excesses else found
+        """Return S (d_out, d_in), float64 on the weight's device: what the model has more than the unedited one, and what was taken off."""
+        found = self.model.weight(parameter).double() - self.model.base_weight(parameter).double()
+        return found + dense(excesses[parameter], found.device).double() if parameter in excesses else found
 
     def _excess(self, parameter: str, sum_OI: Tensor) -> LowRankDelta | None:
-        """Return C = S - F(S), or None where no singular value is above the limit."""
+        """Return C = S - F(S), on the CPU, or None where no singular value is above the limit."""
         if parameter not in self.limits:
-            base = self.model.base_weight(parameter).cpu().double()
+            base = self.model.base_weight(parameter).double()
             self.limits[parameter] = float(torch.linalg.eigvalsh(_gram(base))[-1].clamp(min=0).sqrt())
         limit = self.limits[parameter]
         norm = float(sum_OI.norm())
@@ -163,7 +164,8 @@ class Editor:
             return None
         one_side = vectors[:, chosen]
         left, right = (sum_OI @ one_side / values[chosen], one_side.T) if tall else (one_side, one_side.T @ sum_OI / values[chosen, None])
-        return LowRankDelta(parameter=parameter, left=(left * excess[chosen]).float().contiguous(), right=right.float().contiguous())
+        factors = ((left * excess[chosen]).float().cpu(), right.float().cpu())
+        return LowRankDelta(parameter=parameter, left=factors[0].contiguous(), right=factors[1].contiguous())
 
     @contextmanager
     def _unrestrained(self, excesses: Mapping[str, LowRankDelta]) -> Iterator[None]:
@@ -185,7 +187,7 @@ class Editor:
 
 def excess_of(values: Tensor, *, limit: float, log_base: float) -> Tensor:
     """Return how much is taken off singular values: s - F(s) above the limit, 0 below it and where F(s) would be more than s."""
-    base = torch.tensor(log_base, dtype=values.dtype)
+    base = torch.tensor(log_base, dtype=values.dtype, device=values.device)
     allowed = limit + (values / limit).clamp(min=1).log() / base.log()
     return (values - allowed).clamp(min=0) * (values > limit)
 

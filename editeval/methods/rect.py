@@ -91,14 +91,17 @@ class Editor:
         """
         edit = self.inner.edit(requests, seed=seed)
         whole = joined_by_parameter(weight_deltas(edit.deltas, requests))
-        kept = {name: _kept(update, self.model.weight(name).cpu(), share=self.keep) for name, update in whole.items()}
+        kept = {name: _kept(update, self.model.weight(name), share=self.keep) for name, update in whole.items()}
         diagnostics = {**edit.diagnostics, "update_norm_whole": _norm(whole.values()), "update_norm": _norm(kept.values())}
         return Edit(deltas=tuple(kept.values()), auxiliary=edit.auxiliary, diagnostics=diagnostics)
 
 
 def _kept(update: WeightDelta, weight_OI: Tensor, *, share: float) -> WeightDelta:
-    """Return the update with all but the largest relative changes set to 0; a weight of 0 changes without limit."""
-    update_OI = dense(update)
+    """Return the update with all but the largest relative changes set to 0; a weight of 0 changes without limit.
+
+    The elements are ranked on the weight's device.
+    """
+    update_OI = dense(update, weight_OI.device)
     relative = torch.where(update_OI == 0, 0.0, (update_OI / weight_OI).abs()).flatten()
     dropped = relative.numel() - max(1, round(share * relative.numel()))
     if dropped == 0:
@@ -108,7 +111,7 @@ def _kept(update: WeightDelta, weight_OI: Tensor, *, share: float) -> WeightDelt
         selected = selected_delta(update, selected_OI)
         if num_bytes(selected) < update_OI.nbytes:
             return selected
-    return DenseDelta(parameter=update.parameter, value=torch.where(selected_OI, update_OI, 0.0))
+    return DenseDelta(parameter=update.parameter, value=torch.where(selected_OI, update_OI, 0.0).cpu())
 
 
 def _norm(updates: Iterable[WeightDelta]) -> float:

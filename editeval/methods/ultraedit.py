@@ -16,7 +16,7 @@ part of each edit (`auxiliary`): the journal remembers them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -156,6 +156,10 @@ class Statistics:
     mean: Tensor
     squares: Tensor
 
+    def to(self, device: torch.device) -> Statistics:
+        """Return them on a device."""
+        return replace(self, mean=self.mean.to(device), squares=self.squares.to(device))
+
     def with_more(self, vectors_ND: Tensor) -> Statistics:
         """Return the statistics of these vectors and the earlier ones together (Chan et al. 1983)."""
         vectors_ND = vectors_ND.double()
@@ -194,9 +198,7 @@ class Editor:
         joined = {site: _join([each.of_map[site] for each in passes]) for site in self.sites}
         statistics = self._statistics(joined)
         deltas = tuple(
-            delta
-            for site, features in joined.items()
-            if (delta := _update(site, features, statistics[_shape(features)], self.method.learning_rate)) is not None
+            delta for site, features in joined.items() if (delta := self._update(site, features, statistics[_shape(features)])) is not None
         )
         if not deltas:
             raise EditError(
@@ -211,28 +213,40 @@ class Editor:
         """Return the statistics by shape with this edit's features: those of the last edit in the model, gone on."""
         earlier = self.model.auxiliary[-1] if self.model.auxiliary else {}
         found: dict[str, Statistics] = {}
-        for features in joined.values():
-            shape = _shape(features)
-            vectors_ND = torch.cat([features.inputs, features.gradients], dim=1)
+        for site, features in joined.items():
+            shape, device = _shape(features), self._device(site)
+            vectors_ND = torch.cat([features.inputs, features.gradients], dim=1).to(device)
             before = found.get(shape) or _read(earlier, shape, width=vectors_ND.shape[1])
-            found[shape] = before.with_more(vectors_ND)
+            found[shape] = before.to(device).with_more(vectors_ND)
         return found
+
+    def _update(self, site: str, features: Features, statistics: Statistics) -> Delta | None:
+        return _update(site, features, statistics.to(self._device(site)), self.method.learning_rate)
+
+    def _device(self, site: str) -> torch.device:
+        """Return where the arithmetic of a map is done; its features wait on the host."""
+        return self.model.lm.device_of(self.model.lm.module.get_submodule(site))
 
 
 def _update(site: str, features: Features, statistics: Statistics, learning_rate: float) -> Delta | None:
-    """Return dW = V^T (H H^T + I)^-1 H, factored unless a dense one is smaller; None where it is zero."""
-    keys_ND = features.inputs.double()
-    normalised = statistics.normalised(torch.cat([features.inputs, features.gradients], dim=1))
+    """Return dW = V^T (H H^T + I)^-1 H, factored unless a dense one is smaller; None where it is zero.
+
+    It is computed where the statistics are.
+    """
+    vectors_ND = torch.cat([features.inputs, features.gradients], dim=1).to(statistics.mean.device)
+    keys_ND = vectors_ND[:, : features.inputs.shape[1]].double()
+    normalised = statistics.normalised(vectors_ND)
     hidden_ND, gradients_NO = normalised[:, : keys_ND.shape[1]], normalised[:, keys_ND.shape[1] :]
     values_NO = -learning_rate * hidden_ND.square().sum(dim=1, keepdim=True) * gradients_NO
-    gram_NN = keys_ND @ keys_ND.T + RIDGE * torch.eye(len(keys_ND), dtype=torch.float64)
+    gram_NN = keys_ND @ keys_ND.T + RIDGE * torch.eye(len(keys_ND), dtype=torch.float64, device=keys_ND.device)
     right_ND = torch.linalg.solve(gram_NN, keys_ND)
     if not bool(values_NO.any()):
         return None
     parameter = f"{site}.weight"
     if len(keys_ND) * sum(normalised.shape[1:]) > values_NO.shape[1] * keys_ND.shape[1]:
-        return DenseDelta(parameter=parameter, value=(values_NO.T @ right_ND).float())
-    return LowRankDelta(parameter=parameter, left=values_NO.T.float().contiguous(), right=right_ND.float().contiguous())
+        return DenseDelta(parameter=parameter, value=(values_NO.T @ right_ND).float().cpu())
+    left_ON, right_ND = values_NO.T.float().cpu(), right_ND.float().cpu()
+    return LowRankDelta(parameter=parameter, left=left_ON.contiguous(), right=right_ND.contiguous())
 
 
 def _join(parts: Sequence[Features]) -> Features:
@@ -257,6 +271,6 @@ def _recorded(statistics: Mapping[str, Statistics]) -> dict[str, Tensor]:
     recorded: dict[str, Tensor] = {}
     for shape, each in statistics.items():
         recorded[f"{PREFIX}.{shape}.count"] = torch.tensor(each.count, dtype=torch.float64)
-        recorded[f"{PREFIX}.{shape}.mean"] = each.mean.contiguous()
-        recorded[f"{PREFIX}.{shape}.squares"] = each.squares.contiguous()
+        recorded[f"{PREFIX}.{shape}.mean"] = each.mean.cpu().contiguous()
+        recorded[f"{PREFIX}.{shape}.squares"] = each.squares.cpu().contiguous()
     return recorded
