@@ -1,12 +1,13 @@
 """What each method gains and costs over a sequence of edits on SmolLM2: the table of BENCHMARKS.md.
 
     python benchmarks/edit_table.py --data DIR --methods rome r-rome memit alphaedit
-    python benchmarks/edit_table.py --data DIR --edits 50 --runs runs/table model=smollm2-135m
+    python benchmarks/edit_table.py model.device=cuda --data DIR --edits 50 --runs runs/table --dataset zsre --methods grace
 
-Every row is one run of the product (what `launch.py` runs) with the method's settings for the model: CounterFact rows one after
-another, nothing restored. *Immediate* asks about each fact right after its own edit, *retained* about all facts after the last, both by
-probability and by free generation (`editeval/benchmarks/edit_quality.py`). A run that was killed goes on where it stopped. Prints a
-table, and one JSON line.
+Every row is one run of the product (what `launch.py` runs) with the method's settings for the model: rows of CounterFact or ZsRE one
+after another, nothing restored (LocFT-BF: all of them as one edit). *Immediate* asks about each fact right after its own edit, *retained*
+about all facts after the last, both by probability and by free generation (`editeval/benchmarks/edit_quality.py`). A run that was
+killed goes on where it stopped. Prints a table, and one JSON line. What a method has in the cache already (second moments, training) is
+no part of the seconds.
 """
 
 from __future__ import annotations
@@ -32,10 +33,16 @@ from editeval.interfaces import Callback, EditEvent, EvaluationContext, RunState
 from editeval.types import EditRequest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-METHODS = ("none", "random", "rome", "r-rome", "memit", "pmet", "pmet-attention", "emmet", "alphaedit")
+REGULARISERS = ("rect", "prune")  # over ROME's edits
+METHODS = (
+    *("none", "random", "rome", "r-rome", "memit", "pmet", "pmet-attention", "emmet", "alphaedit", *REGULARISERS, "nse", "ultraedit"),
+    *("mend", "rledit", "kn", "grace", "wise", "serac", "ike", "ft-l", "ft-m", "lora", "locft-bf"),
+)
+DATASETS = ("counterfact", "zsre")
 VARIANTS: Mapping[str, tuple[str, ...]] = {  # rows of the table that are settings of another method
     "r-rome": ("method=rome", "method.key=consistent"),
     "pmet-attention": ("method=pmet", "method.edit=both"),
+    "locft-bf": ("method=locft-bf", "batch_size={edits}", "num_edits=1"),
 }
 NUMBERS = {
     "efficacy": (("efficacy", "probability"), ("efficacy", "generation")),
@@ -43,6 +50,7 @@ NUMBERS = {
     "locality": (("neighborhood_success", "probability"), ("locality", "generation")),
 }
 IMMEDIATE_FILE = "immediate.jsonl"
+READY = "preparing the method"  # in the timings of a run; what applying takes is in it too
 MAX_NEW_TOKENS = 12
 
 
@@ -56,6 +64,9 @@ class Row:
     retained: Mapping[str, float]
     weight_norm_ratio: float
     seconds_per_edit: float
+    bytes_per_edit: float
+    dataset: str
+    seconds_ready: float
 
 
 class Immediate(Callback):
@@ -87,28 +98,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--edits", type=int, default=50)
-    parser.add_argument("--data", type=Path, required=True, help="a folder with counterfact/rome/test.jsonl")
+    parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
+    parser.add_argument("--data", type=Path, required=True, help="a folder with counterfact/rome/test.jsonl and zsre/mend_edit/test.jsonl")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("overrides", nargs="*", help="further settings, as on the command line of launch.py")
     options = parser.parse_intermixed_args(arguments)
     print(header(), flush=True)
     rows = []
     for method in options.methods:
-        row = measure(method, edits=options.edits, data=options.data, runs=options.runs, overrides=options.overrides)
+        where = {"edits": options.edits, "dataset": options.dataset, "data": options.data, "runs": options.runs}
+        row = measure(method, **where, overrides=options.overrides)
         rows.append(row)
         print(line(row), flush=True)
     print(json.dumps([asdict(row) for row in rows]))
     return 0
 
 
-def measure(method: str, *, edits: int, data: Path, runs: Path, overrides: Sequence[str]) -> Row:
+def measure(method: str, *, edits: int, dataset: str, data: Path, runs: Path, overrides: Sequence[str]) -> Row:
     """Run one method and read its numbers from disk."""
     settings = [
-        *VARIANTS.get(method, (f"method={method}",)),
-        "dataset=counterfact",
+        f"num_edits={edits}",
+        *(setting.format(edits=edits) for setting in VARIANTS.get(method, (f"method={method}",))),
+        f"dataset={dataset}",
+        f"training={dataset}",
         f"paths.data={data.resolve()}",
         f"paths.runs={runs.resolve()}",
-        f"num_edits={edits}",
         "benchmark=[edit-quality]",
         f"benchmark.edit-quality.max_new_tokens={MAX_NEW_TOKENS}",
         "callback=silent",
@@ -118,11 +132,13 @@ def measure(method: str, *, edits: int, data: Path, runs: Path, overrides: Seque
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
         config = compose("config", overrides=settings)
     result = run(config, Immediate(Cache(Path(config.paths.cache))))
-    retained = {f"{score.metric}.{score.protocol}": score.value for score in result.scores if score.num_edits == edits}
+    retained = {f"{score.metric}.{score.protocol}": score.value for score in result.scores if score.num_edits > 0}
     asked, _ = read_jsonl(result.run_dir / IMMEDIATE_FILE)
     names = {name for row in asked for name in row["values"]}
     immediate = {name: fmean([row["values"][name] for row in asked if name in row["values"]]) for name in names}
     log: list[dict[str, Any]] = read_jsonl(result.run_dir / "edits.jsonl")[0]
+    sessions: list[dict[str, Any]] = read_jsonl(result.run_dir / "timings.jsonl")[0]
+    journal = sum(file.stat().st_size for file in (result.run_dir / "journal").glob("*"))
     return Row(
         method=method,
         edits=edits,
@@ -130,13 +146,16 @@ def measure(method: str, *, edits: int, data: Path, runs: Path, overrides: Seque
         retained=retained,
         weight_norm_ratio=float(log[-1]["weight_norm_ratio"]) if log else 1.0,
         seconds_per_edit=fmean([float(row["seconds"]) for row in log]) if log else 0.0,
+        bytes_per_edit=journal / edits,
+        dataset=dataset,
+        seconds_ready=sum(float(seconds) for session in sessions for name, seconds in session["seconds"].items() if READY in name),
     )
 
 
 def header() -> str:
     """Return the table's head; each cell is immediate > retained."""
     cells = [f"{metric}, {'p' if protocol == 'probability' else 'written'}" for metric, pairs in NUMBERS.items() for _, protocol in pairs]
-    names = ["method", *cells, "norm", "s/edit"]
+    names = ["method", *cells, "norm", "s/edit", "kB/edit"]
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
 
@@ -144,7 +163,8 @@ def line(row: Row) -> str:
     """Return a method's line."""
     names = [f"{metric}.{protocol}" for pairs in NUMBERS.values() for metric, protocol in pairs]
     cells = [f"{number(row.immediate, name)} > {number(row.retained, name)}" for name in names]
-    return f"| {' | '.join([row.method, *cells, f'{row.weight_norm_ratio:.2f}', f'{row.seconds_per_edit:.1f}'])} |"
+    cost = [f"{row.weight_norm_ratio:.2f}", f"{row.seconds_per_edit:.1f}", f"{row.bytes_per_edit / 1000:.1f}"]
+    return f"| {' | '.join([row.method, *cells, *cost])} |"
 
 
 def number(values: Mapping[str, float], name: str) -> str:

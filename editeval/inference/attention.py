@@ -32,7 +32,11 @@ KeysAndValues = dict[int, tuple[Tensor, Tensor]]
 """Layer -> keys and values (B, K, T, D)."""
 
 CHUNK_NODES = 128
-"""Trees up to this size attend under one small mask: cutting them further costs more in calls than it saves in masked pairs."""
+GPU_CHUNK_NODES = 1024
+"""Trees up to this size attend under one small mask: cutting them further costs more in calls than it saves in masked pairs.
+
+On a GPU a call costs as much as many more pairs.
+"""
 
 NAME = "editeval"  # in transformers' table, while a pass runs
 # What the functions below may be given and need not look at. A window is the business of the plan, which keeps rows within it.
@@ -98,6 +102,11 @@ def layout_of(row: Row, *, chunk_nodes: int = CHUNK_NODES) -> Layout:
         if start < stop:
             chunks.append(_chunk(start, stop, ends))
     return Layout(chunks=tuple(chunks), trunks=tuple(trunks))
+
+
+def chunk_nodes_on(device: torch.device) -> int:
+    """Return the size of a chunk that pays on a device."""
+    return GPU_CHUNK_NODES if device.type == "cuda" else CHUNK_NODES
 
 
 class TreeAttention:

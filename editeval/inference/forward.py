@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from editeval.inference.attention import KeysAndValues, Layout, TreeAttention, attending, layout_of
+from editeval.inference.attention import KeysAndValues, Layout, TreeAttention, attending, chunk_nodes_on, layout_of
 from editeval.inference.packing import Row, ancestor_mask
 
 
@@ -38,7 +38,8 @@ def forward(module: PreTrainedModel, rows: Sequence[Row], *, layout: Layout | No
 
 def read(module: PreTrainedModel, row: Row) -> tuple[Tensor, KeysAndValues]:
     """Return the logits (N, V) at the scored nodes of a row that attends in pieces, and every layer's keys and values of all its nodes."""
-    attention = TreeAttention(layout_of(row), dtype=module.dtype, device=input_device(module), keep=True)
+    device = input_device(module)
+    attention = TreeAttention(layout_of(row, chunk_nodes=chunk_nodes_on(device)), dtype=module.dtype, device=device, keep=True)
     with attending(module, attention):
         return _logits(module, [row]), attention.kept
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from editeval.inference.attention import layout_of
+from editeval.inference.attention import chunk_nodes_on, layout_of
 from editeval.inference.encoding import TokenPair
-from editeval.inference.forward import forward
+from editeval.inference.forward import forward, input_device
 from editeval.inference.packing import PackingRules, pack
 
 _LOGGER = logging.getLogger(__name__)
@@ -23,10 +23,11 @@ TRIAL_DEPTH = 4
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringPlan:
-    """How to run a model: token budget of a pass, how trees attend (`in_pieces`: see `attention.py`) and the rules of packing."""
+    """How to run a model: tokens of a pass, how trees attend (`in_pieces` of `chunk_nodes`: see `attention.py`), the rules of packing."""
 
     batch_tokens: int
     in_pieces: bool
+    chunk_nodes: int
     rules: PackingRules
 
     def halved(self) -> ScoringPlan | None:
@@ -50,13 +51,14 @@ def plan_for(module: PreTrainedModel, *, batch_tokens: int, max_length: int) -> 
     trajectory.
     """
     name, width = module.config.model_type, int(module.config.hidden_size)
+    chunk_nodes = chunk_nodes_on(input_device(module))
     row_scored = max(1, LOGIT_BUDGET // int(module.config.vocab_size))
     depth = min(max_length, _attention_window(module))
     if depth < max_length:
         _LOGGER.info("%s has layers that see %d tokens back: longer sequences share nothing and run as the model has it", name, depth)
     if _honours_trees(module, depth=depth, in_pieces=True):
         rules = PackingRules(row_tokens=batch_tokens, fill_tokens=batch_tokens, row_scored=row_scored, branch_depth=depth, token_price=None)
-        return ScoringPlan(batch_tokens=batch_tokens, in_pieces=True, rules=rules)
+        return ScoringPlan(batch_tokens=batch_tokens, in_pieces=True, chunk_nodes=chunk_nodes, rules=rules)
     if _honours_trees(module, depth=depth, in_pieces=False):
         _LOGGER.info("%s does not take our attention: shared beginnings are computed once under a dense mask", name)
     else:
@@ -72,7 +74,7 @@ def plan_for(module: PreTrainedModel, *, batch_tokens: int, max_length: int) -> 
         branch_depth=depth,
         token_price=token_price,
     )
-    return ScoringPlan(batch_tokens=batch_tokens, in_pieces=False, rules=rules)
+    return ScoringPlan(batch_tokens=batch_tokens, in_pieces=False, chunk_nodes=chunk_nodes, rules=rules)
 
 
 def _attention_window(module: PreTrainedModel) -> int:

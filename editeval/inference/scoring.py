@@ -117,7 +117,7 @@ def _pass(rows: Sequence[Row], pairs: Sequence[TokenPair], plan: ScoringPlan) ->
     in_pieces = plan.in_pieces and rows[0].branches
     return Pass(
         rows=tuple(rows),
-        layout=layout_of(rows[0]) if in_pieces else None,
+        layout=layout_of(rows[0], chunk_nodes=plan.chunk_nodes) if in_pieces else None,
         indices=numpy.asarray(indices, dtype=numpy.int64),
         targets=numpy.asarray(targets, dtype=numpy.int64),
     )

@@ -167,6 +167,7 @@ class Descent:
         factors = [corrections(step=step, learning_rate=settings.learning_rate) for step in steps]
         self._factors = {site: torch.tensor(factors, device=delta.device) for site, delta in self.deltas.items()}
         self._step = {site: torch.zeros(1, dtype=torch.long, device=delta.device) for site, delta in self.deltas.items()}
+        self._leaves: dict[str, Tensor] = {}
         self._total_E: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
@@ -194,7 +195,7 @@ class Descent:
     def move(self) -> None:
         """Take the step of the last look."""
         assert self._total_E is not None
-        gradients = torch.autograd.grad(self._total_E.sum(), list(self.deltas.values()))
+        gradients = torch.autograd.grad(self._total_E.sum(), list(self._leaves.values()))
         self._total_E = None
         with torch.no_grad():
             for (site, delta), gradient in zip(self.deltas.items(), gradients, strict=True):
@@ -205,7 +206,9 @@ class Descent:
                 delta.copy_(torch.where(self._active_E.to(delta.device)[:, None], moved, delta))
 
     def _look(self) -> None:
-        terms = self._objective.terms(self.deltas)
+        # Made anew for each look: autograd remembers the stream that a leaf was first used on, and a graph is captured on its own.
+        self._leaves = {site: delta.detach().requires_grad_() for site, delta in self.deltas.items()}
+        terms = self._objective.terms(self._leaves)
         self._total_E = terms.total
         with torch.no_grad():
             self._losses_E4.copy_(torch.stack([terms.total, terms.nll, terms.kl, terms.weight_decay], dim=1))
