@@ -96,20 +96,27 @@ def _decode_group(
     slots = Slots(size=size, shared=group.shared)
     live: list[Live] = []
     while True:
+        arrived: list[Read] = []
         while len(live) < size and (context := next(waiting, None)) is not None:
-            if not ending.reached(context.row):
-                slots.fill(len(live), context)
-                live.append(context.row)
+            if ending.reached(context.row):
+                continue
+            if arrived and arrived[-1].kept is not context.kept:  # of another pass
+                slots.fill(len(live) - len(arrived), arrived)
+                arrived = []
+            arrived.append(context)
+            live.append(context.row)
+        slots.fill(len(live) - len(arrived), arrived)
         if not live:
             return
         for row, token in zip(live, _step(module, slots, live, adapter), strict=True):
             row.generated.append(token)
+        sources = list(range(len(live)))
         for place in reversed(range(len(live))):
             if ending.reached(live[place]):
-                last = live.pop()
+                last, source = live.pop(), sources.pop()
                 if place < len(live):  # the last one moves into the gap
-                    slots.move(len(live), place)
-                    live[place] = last
+                    live[place], sources[place] = last, source
+        slots.move(sources)
 
 
 def _reading(module: PreTrainedModel, rows: Sequence[Live], rules: PackingRules, adapter: PassAdapter | None) -> Iterator[Read]:
@@ -163,24 +170,37 @@ class Slots:
         self._mask: Tensor | None = None
         self._places: tuple[Tensor, Tensor] | None = None
 
-    def fill(self, place: int, context: Read) -> None:
-        """Put a context that was read into a slot."""
-        beginning, own = list(context.nodes[: self._shared]), list(context.nodes[self._shared :])
-        self._grow(max(1, len(own)), context.kept)
-        for layer, tensors in context.kept.items():
+    def fill(self, first: int, contexts: Sequence[Read]) -> None:
+        """Put contexts that one pass has read into slots, from the slot `first` on: one copy a layer for all of them."""
+        if not contexts:
+            return
+        kept = contexts[0].kept
+        beginning = list(contexts[0].nodes[: self._shared])
+        own = [context.nodes[self._shared :] for context in contexts]
+        self._grow(max(1, *map(len, own)), kept)
+        self._lengths[first : first + len(own)] = map(len, own)
+        rows = torch.tensor([first + number for number, nodes in enumerate(own) for _ in nodes], dtype=torch.long)
+        columns = torch.tensor([column for nodes in own for column in range(len(nodes))], dtype=torch.long)
+        nodes_N = torch.tensor([node for nodes in own for node in nodes], dtype=torch.long)
+        for layer, tensors in kept.items():
             if self._shared and layer not in self._beginning:
                 self._beginning[layer] = _each(tensors, lambda tensor: tensor[:, :, beginning].contiguous())
+            rows, columns, nodes_N = (index.to(tensors[0].device) for index in (rows, columns, nodes_N))
             for slot, tensor in zip(self._own[layer], tensors, strict=True):
-                slot[place, :, : len(own)] = tensor[0][:, own]
-        self._lengths[place] = len(own)
+                slot[rows, :, columns] = tensor[0][:, nodes_N].transpose(0, 1)
 
-    def move(self, source: int, target: int) -> None:
-        """Copy a slot onto another."""
-        length = self._lengths[source]
+    def move(self, sources: Sequence[int]) -> None:
+        """Let slot i hold what slot `sources[i]` holds."""
+        moved = [(target, source) for target, source in enumerate(sources) if target != source]
+        if not moved:
+            return
+        targets_M, sources_M = torch.tensor(moved).unbind(1)
+        length = max(self._lengths[source] for _, source in moved)
         for tensors in self._own.values():
+            targets_M, sources_M = targets_M.to(tensors[0].device), sources_M.to(tensors[0].device)
             for tensor in tensors:
-                tensor[target, :, :length] = tensor[source, :, :length]
-        self._lengths[target] = length
+                tensor[targets_M, :, :length] = tensor[sources_M, :, :length]
+        self._lengths[: len(sources)] = [self._lengths[source] for source in sources]
 
     def advance(self, count: int) -> None:
         """Make room for one more token in each of the first `count` slots: the next pass writes it."""

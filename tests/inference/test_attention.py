@@ -96,5 +96,5 @@ def test_models_own_attention_is_back_afterwards_even_after_an_error(load_tiny: 
         raise RuntimeError("on purpose")
 
     with pytest.raises(RuntimeError, match="on purpose"), attending(module, fail):
-        module(input_ids=torch.ones(1, 2, dtype=torch.int64))
+        module(input_ids=torch.ones(1, 2, dtype=torch.int64, device=module.device))
     assert (module.config._attn_implementation, sorted(ALL_ATTENTION_FUNCTIONS)) == before

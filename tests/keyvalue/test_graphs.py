@@ -145,7 +145,8 @@ def test_the_optimisation_takes_the_plain_steps(cache_dir: Path, architecture: s
         expected = steps(descent_of(lm, fact))[0].cpu()
         ours = optimise(lm, [rows_of(lm, fact)], layer=LAYER, sites=[site], settings=SETTINGS)[0].deltas[site]
         assert float((ours - expected).norm() / expected.norm()) < 1e-4
-    assert len(graphs_of(lm.module)._graphs) == (2 if can_capture(lm.module) else 0)
+    # Four facts, two of them the same and one of the same shape as that; whether the fourth has another is the tokenizer's business.
+    assert len(graphs_of(lm.module)._graphs) in ((1, 2) if can_capture(lm.module) else (0,))
 
 
 @pytest.mark.parametrize("device", DEVICES)
