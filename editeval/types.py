@@ -100,10 +100,14 @@ class ModelDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What a footprint depends on beside method and model: bytes of a stored weight, and facts an edit."""
+    """What a footprint depends on beside method and model.
+
+    Bytes of a stored weight, facts an edit, and whether an optimisation's steps are captured, as they are on one GPU.
+    """
 
     element_bytes: int
     batch_size: int
+    captured: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from editeval.keyvalue.graphs import MOST_GRAPHS
 from editeval.models.sites import sites_for
 from editeval.types import Footprint, ModelDescription, Workload
 
@@ -111,17 +112,19 @@ def locate_footprint(
     """Predict an edit of `maps` whose target values are optimised at `last_layer`."""
     writing = writing_of(maps, workload)
     squares = [edited.d_in**2 * FLOAT64 for edited in maps] if solver != NOTHING else [0]
-    optimising = _optimising_bytes(settings, model, workload, last_layer)
+    activations, cache = _optimising_bytes(settings, model, workload, last_layer)
+    graphs = activations + MOST_GRAPHS * _captured_cache(settings, model, workload, last_layer) if workload.captured else 0
     once = _once_operations(settings, model, last_layer, maps) if solver != NOTHING else 0.0
     return Footprint(
         held_bytes={
             "what solves with the covariance": round(solver.device * sum(squares)),
             MASTERS: writing.masters,
+            "steps captured as graphs": graphs,
         },
         peak_bytes={
             "summing up covariances": round(SUMS * sum(squares)),
             "factorising a covariance": round(solver.making * max(squares)),
-            "optimising target values": optimising,
+            "optimising target values": activations + cache,
             APPLYING: writing.applying,
         },
         # The unedited copies of edited matrices, and what is read of C, or written.
@@ -166,7 +169,8 @@ def _rows(settings: LocateSettings, facts: int) -> tuple[int, int]:
     return facts * (rows + 1), tokens
 
 
-def _optimising_bytes(settings: LocateSettings, model: ModelDescription, workload: Workload, last_layer: int) -> int:
+def _optimising_bytes(settings: LocateSettings, model: ModelDescription, workload: Workload, last_layer: int) -> tuple[int, int]:
+    """Return what a step keeps for its gradient, and the keys and values of the positions before."""
     facts = min(workload.batch_size, FACTS_TOGETHER)
     rows, tokens = _rows(settings, facts)
     above = model.num_layers - last_layer
@@ -174,7 +178,13 @@ def _optimising_bytes(settings: LocateSettings, model: ModelDescription, workloa
     # Keys and values of every position: once kept for all layers, once joined to the new ones in each layer above the site.
     cache = (model.num_layers + above) * rows * tokens * 2 * model.hidden_size * workload.element_bytes
     logits = (rows * TARGET_TOKENS + facts) * model.vocab_size * FLOAT32 * KEPT_LOGITS
-    return activations + cache + logits
+    return activations + logits, cache
+
+
+def _captured_cache(settings: LocateSettings, model: ModelDescription, workload: Workload, last_layer: int) -> int:
+    """Return the keys and values of the positions before, above the site, that a captured step keeps for the next fact of its shape."""
+    rows, tokens = _rows(settings, min(workload.batch_size, FACTS_TOGETHER))
+    return (model.num_layers - last_layer) * rows * tokens * 2 * model.hidden_size * workload.element_bytes
 
 
 def kept_width(model: ModelDescription) -> int:

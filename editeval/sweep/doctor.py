@@ -133,7 +133,7 @@ def plan_of(config: DictConfig, method: EditMethod, model: ModelDescription, wei
     element = _element_bytes(config)
     predicted = None
     if isinstance(method, Predictable):
-        predicted = method.footprint(model, Workload(element_bytes=element, batch_size=int(config.batch_size)))
+        predicted = method.footprint(model, Workload(element_bytes=element, batch_size=int(config.batch_size), captured=_captures(config)))
     needs = predicted if predicted is not None else Footprint()
     evaluating = int(config.engine.batch_tokens) * (EVALUATION_WIDTHS * model.hidden_size + 3 * model.intermediate_size) * element
     evaluating += model.vocab_size * 4 * 256  # logits of a few hundred scored positions at once
@@ -286,6 +286,11 @@ def _memory() -> int:
 
 
 # -- numbers ---------------------------------------------------------------------------------------------------------------
+
+
+def _captures(config: DictConfig) -> bool:
+    """Return whether the model lies on one GPU."""
+    return _wants_gpu(config) and config.model.get("device_map") is None
 
 
 def _wants_gpu(config: DictConfig) -> bool:

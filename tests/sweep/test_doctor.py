@@ -34,11 +34,13 @@ REQUEST = EditRequest(request_id="a", prompt="The mother tongue of {} is", subje
 Compose = Callable[..., DictConfig]
 
 
-@pytest.mark.parametrize(("method", "gigabytes"), [("rome", 24), ("memit", 40)])
-def test_llama2_7b_in_bfloat16_fits_by_plan(compose_config: Compose, method: str, gigabytes: int) -> None:
+# Measured: the peak of 20 edits of this shape on an H100, by benchmarks/large_edits.py.
+@pytest.mark.parametrize(("method", "gigabytes", "measured"), [("rome", 24, 16.0 * 2**30), ("memit", 40, 22.9 * 2**30)])
+def test_llama2_7b_in_bfloat16_fits_by_plan(compose_config: Compose, method: str, gigabytes: int, measured: float) -> None:
     plan = diagnose(compose_config("model=llama2-7b", f"method={method}", "+model.device=cuda", EDITS), offline=False).plan
     assert plan is not None
-    assert 13 * GIGABYTE < plan.device_bytes < gigabytes * GIGABYTE
+    assert measured < plan.device_bytes < gigabytes * GIGABYTE
+    assert plan.device_bytes < 1.3 * measured
 
 
 @pytest.mark.parametrize(
