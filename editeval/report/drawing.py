@@ -156,10 +156,18 @@ def _thinned(xs: Sequence[float]) -> Sequence[float]:
 
 
 def _spread(wanted: Sequence[float]) -> list[float]:
-    """Return label heights apart from one another and inside the picture."""
-    heights = spread([y + 3 for y in wanted], gap=LABEL_GAP)
-    over = max(0.0, heights[-1] - (HEIGHT - 6)) if heights else 0.0
-    return [height - over for height in heights]
+    """Return label heights for ascending ones, apart from one another and beside the axes, as near as may be to what is wanted."""
+    gap = min(LABEL_GAP, (BOTTOM - TOP) / max(1, len(wanted) - 1))
+    heights = spread([y + 3 for y in wanted], gap=gap)
+    lowest = BOTTOM + 3
+    for number in reversed(range(len(heights))):
+        heights[number] = min(heights[number], lowest)
+        lowest = heights[number] - gap
+    highest = TOP + 3
+    for number in range(len(heights)):
+        heights[number] = max(heights[number], highest)
+        highest = heights[number] + gap
+    return heights
 
 
 def _size(value: float) -> str:

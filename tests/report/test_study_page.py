@@ -6,13 +6,17 @@ import csv
 import json
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from editeval.__main__ import main
+from editeval.report import drawing
 from editeval.report.charts import Curve, Panel, Point, chart_csv
 from editeval.report.drawing import scene
 from editeval.report.published import published_curve, published_scores, published_seconds
@@ -176,6 +180,14 @@ def test_a_panel_draws_every_curve_inside_its_axes_and_tells_its_numbers() -> No
     assert "0.250 at 1000" in drawn
     assert 'data-method="rome"' in drawn
     assert png([scene(panel)]) == png([scene(panel)])
+
+
+@given(st.lists(st.floats(-20, 260), min_size=1, max_size=24))
+def test_names_of_curves_stand_apart_and_beside_the_axes(wanted: list[float]) -> None:
+    heights = drawing._spread(sorted(wanted))
+    assert all(drawing.TOP + 3 - 1e-6 <= height <= drawing.BOTTOM + 3 + 1e-6 for height in heights)
+    gap = min(drawing.LABEL_GAP, (drawing.BOTTOM - drawing.TOP) / max(1, len(wanted) - 1))
+    assert all(after - before >= gap - 1e-6 for before, after in pairwise(heights))
 
 
 # -- in a browser ----------------------------------------------------------------------------------------------------------
