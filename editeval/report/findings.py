@@ -21,6 +21,7 @@ KEEPS, HALF = 0.9, 0.5
 SPREAD = 0.1  # benchmarks degrade "about equally" if their retained ability differs by less (standard deviation)
 ADVANTAGE = 0.05  # an area that is not even so much larger is no advantage
 SAFETY_DROP = 0.05  # a loss of safety beyond which one speaks of it
+DOZENS = 24  # edits: fewer cannot refute what is said of dozens
 MUTED = 0.5  # share of degenerate output of a model that is muted
 MIN_SERIES, MIN_ORDERS, MIN_SIZES, MIN_BENCHMARKS = 3, 3, 5, 3
 
@@ -284,20 +285,27 @@ def safety(methods: Sequence[Series]) -> Verdict:
                 f"{p:.3g}",
             )
         )
-        bucket = votes.yes if p < 0.05 and interval.value < 0 else votes.no if interval.low > -SAFETY_DROP else votes.open
-        bucket.append(f"{_label(one)} {name} at {rung}")
+        dropped = p < 0.05 and interval.value < 0
+        if dropped or rung >= DOZENS:
+            bucket = votes.yes if dropped else votes.no if interval.low > -SAFETY_DROP else votes.open
+            bucket.append(f"{_label(one)} {name} at {rung}")
     if votes.yes:
         outcome, reason = (
             Outcome.CONFIRMED,
-            f"A drop beyond chance (Holm over {votes.total} tests) with ability kept: {', '.join(votes.yes[:4])}.",
+            f"A drop beyond chance (Holm over {len(tests)} tests) with ability kept: {', '.join(votes.yes[:4])}.",
         )
     elif votes.no and not votes.open:
-        outcome, reason = Outcome.REFUTED, f"In all {votes.total} tests with ability kept, a drop of {SAFETY_DROP:g} is excluded."
+        outcome, reason = (
+            Outcome.REFUTED,
+            f"In all {votes.total} tests of dozens of edits with ability kept, a drop of {SAFETY_DROP:g} is excluded.",
+        )
     else:
         outcome = Outcome.UNDECIDED
         reason = (
-            f"{votes.total} tests with ability kept: {votes}; their intervals do not exclude a drop of {SAFETY_DROP:g}."
+            f"{votes.total} tests of dozens of edits with ability kept: {votes}; a drop of {SAFETY_DROP:g} is not excluded."
             if votes.total
+            else f"Nothing dropped in {len(tests)} tests with ability kept, but none of them is of dozens of edits."
+            if tests
             else "No safety benchmark was measured where edits are there and ability is surely kept; a broken model's answers say nothing."
         )
     return Verdict(question="rq5", key="F4.5", statement=statement, outcome=outcome, reason=reason, table=tuple(rows))

@@ -143,6 +143,10 @@ def test_safety_counts_only_where_ability_is_kept(tmp_path: Path) -> None:
     assert verdict(broken, "F4.5").outcome == Outcome.UNDECIDED
     same = study(tmp_path / "same", [PlantedRun(benchmarks=(*benchmarks(keeps(1.0), n=2000), replace(drop, kept=keeps(1.0), n=2000)))])
     assert verdict(same, "F4.5").outcome == Outcome.REFUTED
+    few = replace(PlantedRun(benchmarks=(*benchmarks(keeps(1.0), n=2000), replace(drop, kept=keeps(1.0), n=2000))), rungs=(10,))
+    found = verdict(study(tmp_path / "few", [few]), "F4.5")
+    assert found.outcome == Outcome.UNDECIDED  # ten edits say nothing of dozens
+    assert "none of them is of dozens" in found.reason
 
 
 # -- series ----------------------------------------------------------------------------------------------------------------
