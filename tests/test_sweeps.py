@@ -38,6 +38,15 @@ def test_every_value_of_a_sweep_is_a_file_that_exists(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SWEEPS)
+def test_settings_of_a_sweep_can_be_given_on_the_command_line(compose_config: Callable[..., DictConfig], name: str) -> None:
+    grid = axes(name)
+    given = {key: values[0] for key, values in grid.items() if key.startswith("method.")}
+    config = compose_config(f"sweep={name}", *(f"{key}={value}" for key, value in given.items()))
+    for key, value in given.items():
+        assert str(OmegaConf.select(config, key)).lower() == value
+
+
+@pytest.mark.parametrize("name", SWEEPS)
 def test_the_last_job_of_every_sweep_composes_with_its_settings(compose_config: Callable[..., DictConfig], name: str) -> None:
     defaults = Defaults(num_edits=(1,), benchmarks=("quick",))
     grid = axes(name)
