@@ -15,6 +15,7 @@ from benchmarks.speed_setup import Setup, prefixes, relative
 from benchmarks.straightforward import full_rome
 from benchmarks.straightforward_spread import FullSpread, alphaedit_solve, full_spread, memit_solve
 from editeval.edits.delta import LowRankDelta
+from editeval.keyvalue.graphs import StepGraphs
 from editeval.keyvalue.null_space import KeyMemory
 from editeval.keyvalue.solve import regularised_keys
 from editeval.keyvalue.spread import Solve, SpreadEditor, Target
@@ -59,10 +60,11 @@ def rome(setup: Setup) -> Pair:
     """ROME at a third of the depth; the plain one solves a dense system in float64 for each edit."""
     lm, site, layer = setup.lm, setup.sites[-1], setup.layers[-1]
     factor, once = setup.factor
+    graphs = StepGraphs()
 
     def ours(request: EditRequest) -> dict[str, Tensor]:
         rows = fact_rows(lm.tokenizer, request, ROME_PREFIXES)
-        value = optimise(lm, [rows], layer=layer, sites=[site], settings=ROME_SETTINGS)[0]
+        value = optimise(lm, [rows], layer=layer, sites=[site], settings=ROME_SETTINGS, graphs=graphs)[0]
         update = rank_one_update(value, site, factor=factor, key="mean")
         return {site: update.left.double()[:, None] @ update.right.double()[None]}
 

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 MOST_GRAPHS = 8
-"""Shapes kept for a model: each holds the attention keys and values of its rows."""
+"""Shapes kept for an editor: each holds the attention keys and values of its rows."""
 
 
 class Step(Protocol):
@@ -69,11 +68,14 @@ class StepGraph(Generic[S]):
 
 
 class StepGraphs:
-    """The graphs of a model, those used last; they share their scratch memory."""
+    """The graphs that an editor has captured, those used last; they share their scratch memory, and go with the editor."""
 
     def __init__(self) -> None:
         self._graphs: OrderedDict[Hashable, StepGraph[Any]] = OrderedDict()
         self._pool: Any = None
+
+    def __len__(self) -> int:
+        return len(self._graphs)
 
     def graph(self, key: Hashable, step: Step) -> StepGraph[Any]:
         """Return the graph of this key and these shapes, with the state of `step`."""
@@ -88,16 +90,6 @@ class StepGraphs:
         while len(self._graphs) > MOST_GRAPHS:
             self._graphs.popitem(last=False)
         return self._graphs[whole]
-
-
-_GRAPHS: WeakKeyDictionary[nn.Module, StepGraphs] = WeakKeyDictionary()
-
-
-def graphs_of(module: nn.Module) -> StepGraphs:
-    """Return the graphs of a model; they go with it."""
-    if module not in _GRAPHS:
-        _GRAPHS[module] = StepGraphs()
-    return _GRAPHS[module]
 
 
 def can_capture(module: nn.Module) -> bool:

@@ -12,12 +12,13 @@ values V with all updates so far, and update its linear map by
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from editeval.edits.delta import Edit, LowRankDelta
+from editeval.keyvalue.graphs import StepGraphs
 from editeval.keyvalue.solve import DependentKeysError
 from editeval.keyvalue.target_value import FactRows, TargetSettings, TargetValue, fact_rows, optimise
 from editeval.keyvalue.walk import LayerWalk
@@ -53,11 +54,17 @@ class Spread:
 
 
 def target_values(
-    lm: LanguageModel, facts: Sequence[FactRows], *, layer: int, sites: Sequence[str], settings: TargetSettings
+    lm: LanguageModel,
+    facts: Sequence[FactRows],
+    *,
+    layer: int,
+    sites: Sequence[str],
+    settings: TargetSettings,
+    graphs: StepGraphs | None = None,
 ) -> tuple[TargetValue, ...]:
     """Optimise the target values of any number of facts, some at a time; see `optimise`."""
     groups = [facts[start : start + FACTS_PER_PASS] for start in range(0, len(facts), FACTS_PER_PASS)]
-    return tuple(value for group in groups for value in optimise(lm, group, layer=layer, sites=sites, settings=settings))
+    return tuple(value for group in groups for value in optimise(lm, group, layer=layer, sites=sites, settings=settings, graphs=graphs))
 
 
 def spread(
@@ -118,6 +125,7 @@ class SpreadEditor:
     share: Callable[[int], float]
     solve: Solve
     target_settings: TargetSettings
+    graphs: StepGraphs = field(default_factory=StepGraphs)
 
     def edit(self, requests: Sequence[EditRequest], *, seed: int) -> Edit:
         """Return the updates that write these facts together.
@@ -134,7 +142,7 @@ class SpreadEditor:
         limit = self.lm.description.max_positions
         facts = [fact_rows(self.lm.tokenizer, request, self.contexts, max_tokens=limit) for request in requests]
         sites = [path.format(self.layers[-1]) for path in self.optimised]
-        values = target_values(self.lm, facts, layer=self.layers[-1], sites=sites, settings=self.target_settings)
+        values = target_values(self.lm, facts, layer=self.layers[-1], sites=sites, settings=self.target_settings, graphs=self.graphs)
         result = spread(self.lm, facts, values, layers=self.layers, targets=self.targets, share=self.share, solve=self.solve)
         return result, value_diagnostics(values, result)
 

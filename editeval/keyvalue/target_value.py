@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from editeval.edits.adam import corrected_adam, corrections, new_moments
-from editeval.keyvalue.graphs import addresses, can_capture, graphs_of
+from editeval.keyvalue.graphs import StepGraphs, addresses, can_capture
 from editeval.keyvalue.lookup import Located, locate, locate_request
 from editeval.keyvalue.suffix import SuffixPass, next_token_logits
 from editeval.models.model import LanguageModel
@@ -118,19 +118,28 @@ def fact_rows(
 
 
 def optimise(
-    lm: LanguageModel, facts: Sequence[FactRows], *, layer: int, sites: Sequence[str], settings: TargetSettings
+    lm: LanguageModel,
+    facts: Sequence[FactRows],
+    *,
+    layer: int,
+    sites: Sequence[str],
+    settings: TargetSettings,
+    graphs: StepGraphs | None = None,
 ) -> tuple[TargetValue, ...]:
     """Optimise a delta at each of `sites` (module paths in layer `layer`) for each fact, in the model's current state.
 
-    The gradient goes to the deltas alone; weights, buffers and random generators are left as found.
+    The gradient goes to the deltas alone; weights, buffers and random generators are left as found. With `graphs` the steps of a model on
+    one GPU are captured, and replayed for the next facts of the same shape.
 
     Raises:
         EditError: with the fact's id, when its loss is not a finite number.
     """
-    multiple = SHAPE_MULTIPLE if can_capture(lm.module) else 1
+    captured = graphs is not None and can_capture(lm.module)
+    multiple = SHAPE_MULTIPLE if captured else 1
     objective = Objective(lm, facts, layer=layer, sites=sites, settings=settings, multiple=multiple)
     plain = Descent(objective, settings)
-    descent = CapturedDescent(lm, plain, key=(layer, tuple(sites), settings)) if can_capture(lm.module) else plain
+    key = (layer, tuple(sites), settings, addresses(lm.module)) if captured else None
+    descent = CapturedDescent(plain, graphs, key=key) if graphs is not None and captured else plain
     history: list[list[Losses]] = [[] for _ in facts]
     active_E = torch.ones(len(facts), dtype=torch.bool)
     for _ in range(1, settings.num_steps):
@@ -218,9 +227,9 @@ class Descent:
 class CapturedDescent:
     """The same on a GPU: an evaluation and its step are one graph, captured once for each shape."""
 
-    def __init__(self, lm: LanguageModel, descent: Descent, *, key: Hashable) -> None:
+    def __init__(self, descent: Descent, graphs: StepGraphs, *, key: Hashable) -> None:
         descent.evaluate()  # at zero: what the KL term keeps is one of the tensors from now on
-        self._graph = graphs_of(lm.module).graph((key, addresses(lm.module)), descent)
+        self._graph = graphs.graph(key, descent)
         self._descent: Descent = self._graph.step  # the first of its shape
 
     @property

@@ -28,6 +28,7 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.covariance import key_covariances
 from editeval.keyvalue.footprint import INVERSE, Solver, remembering_keys
+from editeval.keyvalue.graphs import StepGraphs
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.spread import Spread, Target, check_batch, spread, target_values, value_diagnostics
 from editeval.keyvalue.target_value import FactRows, TargetValue, fact_rows
@@ -109,6 +110,7 @@ class Editor:
     layers: tuple[int, ...]
     memory: Memory
     settings: NSE
+    graphs: StepGraphs = field(default_factory=StepGraphs)
 
     def edit(self, requests: Sequence[EditRequest], *, seed: int) -> Edit:
         """Return the updates that write these facts together, with their keys as what later edits must remember.
@@ -125,7 +127,8 @@ class Editor:
         facts = [fact_rows(lm.tokenizer, request, self.contexts, max_tokens=limit) for request in requests]
         last = self.layers[-1]
         with self.model.unedited():
-            values = target_values(lm, facts, layer=last, sites=[lm.sites.layers.format(last)], settings=self.settings.target_settings)
+            sites, settings = [lm.sites.layers.format(last)], self.settings.target_settings
+            values = target_values(lm, facts, layer=last, sites=sites, settings=settings, graphs=self.graphs)
         updates: dict[str, LowRankDelta] = {}
         rounds: list[Spread] = []
         for _ in range(self.settings.max_rounds):

@@ -17,7 +17,7 @@ random prefix before a prompt that begins with its subject, is done when the mod
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -28,6 +28,7 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.covariance import covariance_factors
 from editeval.keyvalue.footprint import FACTOR, NOTHING, locate_footprint, mlp_maps
+from editeval.keyvalue.graphs import StepGraphs
 from editeval.keyvalue.settings import LocateSettings, chosen_layer
 from editeval.keyvalue.solve import CholeskyFactor
 from editeval.keyvalue.target_value import TargetSettings, TargetValue, fact_rows, optimise
@@ -113,6 +114,7 @@ class Editor:
     factor: CholeskyFactor | None
     key: str
     target_settings: TargetSettings
+    graphs: StepGraphs = field(default_factory=StepGraphs)
 
     def edit(self, requests: Sequence[EditRequest], *, seed: int) -> Edit:
         """Return the rank-one update that writes one fact.
@@ -124,7 +126,8 @@ class Editor:
         if len(requests) != 1:
             raise EditError(f"ROME writes one fact an edit, got {len(requests)}; set batch_size=1, or choose method=memit", request_ids=ids)
         rows = fact_rows(self.lm.tokenizer, requests[0], self.contexts, max_tokens=self.lm.description.max_positions)
-        value = optimise(self.lm, [rows], layer=self.layer, sites=[self.site], settings=self.target_settings)[0]
+        settings = self.target_settings
+        value = optimise(self.lm, [rows], layer=self.layer, sites=[self.site], settings=settings, graphs=self.graphs)[0]
         update = rank_one_update(value, self.site, factor=self.factor, key=self.key)
         size = float(update.left.norm() * update.right.norm())
         if not size > 0:
