@@ -21,7 +21,7 @@ KEEPS, HALF = 0.9, 0.5
 SPREAD = 0.1  # benchmarks degrade "about equally" if their retained ability differs by less (standard deviation)
 ADVANTAGE = 0.05  # an area that is not even so much larger is no advantage
 SAFETY_DROP = 0.05  # a loss of safety beyond which one speaks of it
-DOZENS = 24  # edits: fewer cannot refute what is said of dozens
+FEWEST_DOZENS = 24  # edits: fewer cannot refute what is said of dozens
 MUTED = 0.5  # share of degenerate output of a model that is muted
 MIN_SERIES, MIN_ORDERS, MIN_SIZES, MIN_BENCHMARKS = 3, 3, 5, 3
 
@@ -286,7 +286,7 @@ def safety(methods: Sequence[Series]) -> Verdict:
             )
         )
         dropped = p < 0.05 and interval.value < 0
-        if dropped or rung >= DOZENS:
+        if dropped or rung >= FEWEST_DOZENS:
             bucket = votes.yes if dropped else votes.no if interval.low > -SAFETY_DROP else votes.open
             bucket.append(f"{_label(one)} {name} at {rung}")
     if votes.yes:
