@@ -55,8 +55,7 @@ class StepGraph(Generic[S]):
 
     def adopt(self, step: S) -> None:
         """Continue with another step of the same shapes, from its state."""
-        if step is not self.step:
-            self._load(step.tensors())
+        self._load(step.tensors())
 
     def replay(self) -> None:
         """Take a step."""

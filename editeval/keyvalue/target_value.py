@@ -134,12 +134,12 @@ def optimise(
     Raises:
         EditError: with the fact's id, when its loss is not a finite number.
     """
-    captured = graphs is not None and can_capture(lm.module)
-    multiple = SHAPE_MULTIPLE if captured else 1
+    if not can_capture(lm.module):
+        graphs = None
+    multiple = 1 if graphs is None else SHAPE_MULTIPLE
     objective = Objective(lm, facts, layer=layer, sites=sites, settings=settings, multiple=multiple)
     plain = Descent(objective, settings)
-    key = (layer, tuple(sites), settings, addresses(lm.module)) if captured else None
-    descent = CapturedDescent(plain, graphs, key=key) if graphs is not None and captured else plain
+    descent = plain if graphs is None else CapturedDescent(plain, graphs, key=(layer, tuple(sites), settings, addresses(lm.module)))
     history: list[list[Losses]] = [[] for _ in facts]
     active_E = torch.ones(len(facts), dtype=torch.bool)
     for _ in range(1, settings.num_steps):
@@ -170,7 +170,7 @@ class Descent:
         device = objective.device
         self._moments = {site: new_moments(delta) for site, delta in self.deltas.items()}
         self._limits = {site: settings.clamp_norm_factor * initial.norm(dim=1) for site, initial in objective.initial.items()}
-        self._active_E = torch.ones(len(objective.initial[next(iter(self.deltas))]), dtype=torch.bool, device=device)
+        self._active_E = torch.ones(len(next(iter(self.deltas.values()))), dtype=torch.bool, device=device)
         self._losses_E4 = torch.zeros(len(self._active_E), 4, device=device)
         steps = range(1, settings.num_steps)
         factors = [corrections(step=step, learning_rate=settings.learning_rate) for step in steps]
