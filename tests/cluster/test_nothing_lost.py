@@ -77,6 +77,7 @@ def test_a_job_that_runs_out_of_its_time_hands_itself_in_again_and_continues(
     cluster.until_editing()
     process = process_of(cluster)
     os.kill(process, signal.SIGSTOP)  # so slow that its minutes are not enough
+    cluster.slurm.wait(lambda: is_asleep(process), "the process to be stopped", seconds=60)  # a busy one stops when it is next scheduled
     cluster.slurm.wait(lambda: not is_asleep(process), "the signal before the time limit", seconds=240)
     with suppress(ProcessLookupError):  # Slurm may have woken it itself
         os.kill(process, signal.SIGCONT)
