@@ -104,7 +104,8 @@ class Engine:
         while True:
             plan = self.plan()
             try:
-                return call(plan)
+                with self._lm.packed_products():
+                    return call(plan)
             except torch.OutOfMemoryError:
                 smaller = plan.halved()
                 if smaller is None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from editeval.keyvalue.fine_tuning import TargetRow
 from editeval.keyvalue.last_position import LastPositionPass
-from editeval.models.model import LanguageModel
+from editeval.models.model import LanguageModel, from_packed_weights
 from editeval.models.trace import replace_output
 
 NEURONS: Mapping[str, str] = {
@@ -41,6 +41,7 @@ def integration_points(steps: int, points: str) -> Tensor:
     return torch.linspace(0, 1, steps) if points == "ends" else torch.arange(1, steps + 1) / steps
 
 
+@from_packed_weights
 def neuron_scores(lm: LanguageModel, rows: Sequence[TargetRow], *, neurons: str, alphas_M: Tensor) -> Tensor:
     """Return the scores (rows, layers, neurons), float64 on the CPU; `neurons` is one of `NEURONS`."""
     asked = [(number, position) for number, row in enumerate(rows) for position in dict.fromkeys(row.positions)]

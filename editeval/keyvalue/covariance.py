@@ -26,7 +26,7 @@ from editeval.files import Cache, write_atomic
 from editeval.keyvalue.lookup import leading_special_ids
 from editeval.keyvalue.solve import CholeskyFactor, factorise
 from editeval.keyvalue.suffix import pad_rows
-from editeval.models.model import LanguageModel
+from editeval.models.model import LanguageModel, from_packed_weights
 from editeval.models.trace import capture, run_until
 from editeval.types import ConfigError, Progress, content_key
 
@@ -230,6 +230,7 @@ def _chunks(pieces: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]
         yield chunk
 
 
+@from_packed_weights
 def _chunk_sums(lm: LanguageModel, sites: Sequence[str], chunk: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
     """Return sum k k^T over a chunk's tokens, float32 on the sites' devices."""
     device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))

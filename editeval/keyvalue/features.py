@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from editeval.keyvalue.fine_tuning import TargetRow
 from editeval.keyvalue.suffix import next_token_logits, pad_rows
 from editeval.keyvalue.upper import UpperPass
-from editeval.models.model import LanguageModel
+from editeval.models.model import LanguageModel, from_packed_weights
 from editeval.models.trace import capture
 from editeval.types import EditError
 
@@ -38,6 +38,7 @@ class EditingFeatures:
     loss: float
 
 
+@from_packed_weights
 def editing_features(
     lm: LanguageModel, rows: Sequence[TargetRow], sites: Sequence[str], *, upper: UpperPass | None = None
 ) -> EditingFeatures:

@@ -22,7 +22,7 @@ from editeval.keyvalue.graphs import StepGraphs
 from editeval.keyvalue.solve import DependentKeysError
 from editeval.keyvalue.target_value import FactRows, TargetSettings, TargetValue, fact_rows, optimise
 from editeval.keyvalue.walk import LayerWalk
-from editeval.models.model import LanguageModel
+from editeval.models.model import LanguageModel, from_packed_weights
 from editeval.types import EditError, EditRequest
 
 FACTS_PER_PASS = 8
@@ -67,6 +67,7 @@ def target_values(
     return tuple(value for group in groups for value in optimise(lm, group, layer=layer, sites=sites, settings=settings, graphs=graphs))
 
 
+@from_packed_weights
 def spread(
     lm: LanguageModel,
     facts: Sequence[FactRows],

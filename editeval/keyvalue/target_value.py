@@ -23,7 +23,7 @@ from editeval.edits.adam import corrected_adam, corrections, new_moments
 from editeval.keyvalue.graphs import StepGraphs, addresses, can_capture
 from editeval.keyvalue.lookup import Located, locate, locate_request
 from editeval.keyvalue.suffix import SuffixPass, next_token_logits
-from editeval.models.model import LanguageModel
+from editeval.models.model import LanguageModel, from_packed_weights
 from editeval.types import ConfigError, EditError, EditRequest
 
 ESSENCE = "{} is a"
@@ -117,6 +117,7 @@ def fact_rows(
     )
 
 
+@from_packed_weights
 def optimise(
     lm: LanguageModel,
     facts: Sequence[FactRows],

@@ -158,18 +158,19 @@ class Editor:
         prompt_end = len(pair.context) - 1
         row = Located(token_ids=(*pair.context, *pair.continuation), subject_last=prompt_end, target_start=prompt_end + 1)
         site = self.codebook.site
-        upper = SuffixPass(self.lm, [row], layer=self.layer, sites=[site])
-        present = upper.site_outputs[site]
-        fresh = CodebookEntry(
-            key=upper.site_inputs[site][0].cpu(),
-            value=present[0].cpu() if self.settings.value_init == "warm" else cold_value(present.shape[1], seed=seed),
-            epsilon=self.settings.epsilon,
-            label=pair.continuation,
-        )
-        growth = grow(self.codebook.entries, fresh, self.codebook.nearest(fresh.key))
-        start = growth.entries[growth.trained].value.to(present.device)
-        loss_of = self._loss_over_prompt(row) if self.settings.replace == "prompt" else _loss_at_end(self.lm, upper, site, pair)
-        value, losses = train_value(loss_of, start, num_steps=self.settings.num_steps, learning_rate=self.settings.learning_rate)
+        with self.lm.packed_products():
+            upper = SuffixPass(self.lm, [row], layer=self.layer, sites=[site])
+            present = upper.site_outputs[site]
+            fresh = CodebookEntry(
+                key=upper.site_inputs[site][0].cpu(),
+                value=present[0].cpu() if self.settings.value_init == "warm" else cold_value(present.shape[1], seed=seed),
+                epsilon=self.settings.epsilon,
+                label=pair.continuation,
+            )
+            growth = grow(self.codebook.entries, fresh, self.codebook.nearest(fresh.key))
+            start = growth.entries[growth.trained].value.to(present.device)
+            loss_of = self._loss_over_prompt(row) if self.settings.replace == "prompt" else _loss_at_end(self.lm, upper, site, pair)
+            value, losses = train_value(loss_of, start, num_steps=self.settings.num_steps, learning_rate=self.settings.learning_rate)
         if not bool(torch.isfinite(value).all()):
             raise EditError("the value is not finite after training; lower method.learning_rate", request_ids=ids)
         entries = {**growth.entries, growth.trained: replace(growth.entries[growth.trained], value=value.cpu())}

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from editeval.models.packed import PackedWeights
 from editeval.models.sites import Sites
 from editeval.types import ModelDescription
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -24,6 +32,7 @@ class LanguageModel:
     sites: Sites
     description: ModelDescription
     fingerprint: str
+    packed: PackedWeights = field(default_factory=PackedWeights)
 
     def layer_module(self, site: str, layer: int) -> nn.Module:
         """Return the module at a site path such as `sites.mlp_out` in layer `layer`."""
@@ -32,3 +41,21 @@ class LanguageModel:
     def device_of(self, module: nn.Module) -> torch.device:
         """Return the device of a module's first parameter: operations follow the owning parameter."""
         return next(module.parameters()).device
+
+    def packed_products(self) -> AbstractContextManager[None]:
+        """Within the context passes on a processor read float32 weights from packed copies (see `models.packed`), last layers first."""
+        layers = [self.layer_module(self.sites.layers, index) for index in reversed(range(self.description.num_layers))]
+        return self.packed.products([self.module.get_submodule(self.sites.head), *layers])
+
+
+def from_packed_weights(
+    function: Callable[Concatenate[LanguageModel, Arguments], Result],
+) -> Callable[Concatenate[LanguageModel, Arguments], Result]:
+    """Let a function of a model run within the model's `packed_products`."""
+
+    @wraps(function)
+    def packed(lm: LanguageModel, /, *arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
+        with lm.packed_products():
+            return function(lm, *arguments, **keywords)
+
+    return packed

@@ -26,6 +26,7 @@ from editeval.experiment import build, rungs_of
 from editeval.files import Cache
 from editeval.interfaces import Benchmark, EditDataset, EditMethod, ModelSource, Predictable, UsesStatistics
 from editeval.models.load import DTYPES, description_of
+from editeval.models.packed import most_packed
 from editeval.models.prompt_format import CHAT, check_format, check_template
 from editeval.models.shapes import is_gated, published_config, weight_bytes
 from editeval.prefetch import MANIFEST, damaged
@@ -141,7 +142,8 @@ def plan_of(config: DictConfig, method: EditMethod, model: ModelDescription, wei
     largest = max(phases, key=lambda name: phases[name])
     held = {name: size for name, size in needs.held_bytes.items() if size}
     on_gpu = _wants_gpu(config)
-    device = {"weights": weights, **held, largest: phases[largest], **({"CUDA itself": CONTEXT_BYTES} if on_gpu else {})}
+    beside = {"CUDA itself": CONTEXT_BYTES} if on_gpu else {"packed copies of weights": most_packed(weights, element_bytes=element)}
+    device = {"weights": weights, **held, largest: phases[largest], **beside}
     edits = rungs_of(config.num_edits)[-1]
     rate, origin = _rate(gpu=on_gpu)
     seconds = needs.edit_operations / rate if predicted is not None else None

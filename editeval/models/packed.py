@@ -1,0 +1,159 @@
+"""Float32 products on a processor, from copies of the weights that are laid out for it.
+
+How fast a few rows are multiplied by a large matrix depends on how the matrix lies. From a copy that oneDNN has packed once it takes half
+to a third of the time that torch's own product takes (BENCHMARKS.md has the figures). The copies take memory, so there is a limit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from transformers.pytorch_utils import Conv1D
+
+MOST_BYTES = 4 * 2**30
+"""Of all packed copies together. A fixed number: what is packed decides the last bits of a result, and a run must go on as it began."""
+
+FEWEST_ELEMENTS = 2**16
+"""Smaller matrices are multiplied as they are: their products take less time than the way here."""
+
+COPIES = 2
+"""Of a matrix that gradients go through: as it is, and transposed."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Packed:
+    """A weight (d_out, d_in) as it was at an address and a version."""
+
+    weight: Tensor
+    address: int
+    version: int
+
+    @cached_property
+    def forward(self) -> Tensor:
+        return _pack(self.weight)
+
+    @cached_property
+    def backward(self) -> Tensor:
+        return _pack(self.weight.T)
+
+
+class PackedWeights:
+    """Packed copies of large matrices, made when they are first used and made again after a matrix has changed."""
+
+    def __init__(self, *, most_bytes: int = MOST_BYTES, fewest_elements: int = FEWEST_ELEMENTS) -> None:
+        self._most_bytes = most_bytes
+        self._fewest_elements = fewest_elements
+        self._packed: dict[int, _Packed] = {}
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+    @contextmanager
+    def products(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """Within the context the linear maps in `modules` multiply from packed copies, the first of them as far as the memory goes.
+
+        Where nothing can be packed (another dtype or device, a build of torch without oneDNN), or a gradient of the
+        weight itself is asked for, nothing changes.
+        """
+        chosen = packable(modules, most_bytes=self._most_bytes, fewest_elements=self._fewest_elements)
+        for gone in self._packed.keys() - chosen.keys():
+            del self._packed[gone]
+        if not chosen:
+            yield
+            return
+        with _Products(self, chosen):
+            yield
+
+    def of(self, parameter: Tensor, *, turned: bool) -> _Packed:
+        """Return the copies of a parameter as it is now; `turned`: it is stored (d_in, d_out)."""
+        known = self._packed.get(id(parameter))
+        if known is None or (known.address, known.version) != (parameter.data_ptr(), parameter._version):
+            weight = parameter.detach()
+            known = _Packed(weight=weight.T if turned else weight, address=weight.data_ptr(), version=parameter._version)
+            self._packed[id(parameter)] = known
+        return known
+
+
+def packable(modules: Iterable[nn.Module], *, most_bytes: int, fewest_elements: int) -> dict[int, Tensor]:
+    """Return the weights of linear maps that would be packed, by identity, in the order of `modules`."""
+    chosen: dict[int, Tensor] = {}
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return chosen
+    left = most_bytes
+    for linear in (part for module in modules for part in module.modules() if isinstance(part, nn.Linear | Conv1D)):
+        weight = linear.weight
+        fits = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.numel() >= fewest_elements
+        size = packed_bytes(weight.numel())
+        if fits and id(weight) not in chosen and size <= left:
+            chosen[id(weight)] = weight
+            left -= size
+    return chosen
+
+
+def packed_bytes(elements: int) -> int:
+    """Return what the copies of a matrix take at most."""
+    return COPIES * 4 * elements
+
+
+def most_packed(weights: int, *, element_bytes: int) -> int:
+    """Return the bytes that the copies of a model's matrices take at most on a processor, from the bytes of its weights."""
+    return min(MOST_BYTES, COPIES * weights) if element_bytes == 4 else 0
+
+
+class _Products(TorchFunctionMode):
+    """Sends the products of chosen weights to their packed copies: `nn.Linear` multiplies by `linear`, `Conv1D` by `addmm`."""
+
+    def __init__(self, packed: PackedWeights, chosen: Mapping[int, Tensor]) -> None:
+        super().__init__()
+        self._packed = packed
+        self._chosen = chosen
+
+    def __torch_function__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if not kwargs:
+            if func is functional.linear and self._is_packed(args[1]):
+                return self._product(args[0], args[1], args[2] if len(args) > 2 else None, turned=False)
+            if func is torch.addmm and self._is_packed(args[2]):
+                return self._product(args[1], args[2], args[0], turned=True)
+        return func(*args, **(kwargs or {}))
+
+    def _is_packed(self, weight: Tensor) -> bool:
+        return id(weight) in self._chosen and not (weight.requires_grad and torch.is_grad_enabled())
+
+    def _product(self, states: Tensor, parameter: Tensor, bias: Tensor | None, *, turned: bool) -> Tensor:
+        packed = self._packed.of(parameter, turned=turned)
+        bias = None if bias is None else bias.detach()
+        if torch.is_grad_enabled() and states.requires_grad:
+            product: Tensor = _Product.apply(states, packed, bias)  # type: ignore[no-untyped-call]
+            return product
+        return _linear(states.detach(), packed.forward, bias)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, packed: _Packed, bias: Tensor | None) -> Tensor:
+        ctx.packed = packed
+        return _linear(states, packed.forward, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _linear(gradients[0], ctx.packed.backward, None), None, None
+
+
+def _pack(weight: Tensor) -> Tensor:
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
+    return packed
+
+
+def _linear(states: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(states.contiguous(), packed, bias, "none", [], "")
+    return product
