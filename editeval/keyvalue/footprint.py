@@ -20,7 +20,7 @@ from editeval.types import Footprint, ModelDescription, Workload
 if TYPE_CHECKING:
     from editeval.keyvalue.settings import LocateSettings
 
-FACTS_TOGETHER = 8  # as in editeval.keyvalue.spread
+FACTS_TOGETHER = 8  # as in editeval.keyvalue.target_value
 PROMPT_TOKENS = 12  # CounterFact: prompt and target of a row are shorter nine times in ten
 SUFFIX_TOKENS = 6  # from the subject's last token on; CounterFact: mean 4.4, nine rows in ten at most 6
 TARGET_TOKENS = 2
@@ -176,7 +176,7 @@ def _optimising_bytes(settings: LocateSettings, model: ModelDescription, workloa
     above = model.num_layers - last_layer
     activations = above * rows * SUFFIX_TOKENS * kept_width(model) * workload.element_bytes
     # Keys and values of every position: once kept for all layers, once joined to the new ones in each layer above the site.
-    cache = (model.num_layers + above) * rows * tokens * 2 * model.hidden_size * workload.element_bytes
+    cache = (model.num_layers + above) * _layer_cache(model, workload, rows, tokens)
     logits = (rows * TARGET_TOKENS + facts) * model.vocab_size * FLOAT32 * KEPT_LOGITS
     return activations + logits, cache
 
@@ -184,7 +184,12 @@ def _optimising_bytes(settings: LocateSettings, model: ModelDescription, workloa
 def _captured_cache(settings: LocateSettings, model: ModelDescription, workload: Workload, last_layer: int) -> int:
     """Return the keys and values of the positions before, above the site, that a captured step keeps for the next fact of its shape."""
     rows, tokens = _rows(settings, min(workload.batch_size, FACTS_TOGETHER))
-    return (model.num_layers - last_layer) * rows * tokens * 2 * model.hidden_size * workload.element_bytes
+    return (model.num_layers - last_layer) * _layer_cache(model, workload, rows, tokens)
+
+
+def _layer_cache(model: ModelDescription, workload: Workload, rows: int, tokens: int) -> int:
+    """Return the bytes of one layer's keys and values."""
+    return rows * tokens * 2 * model.hidden_size * workload.element_bytes
 
 
 def kept_width(model: ModelDescription) -> int:

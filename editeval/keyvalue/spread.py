@@ -25,9 +25,6 @@ from editeval.keyvalue.walk import LayerWalk
 from editeval.models.model import LanguageModel, from_packed_weights
 from editeval.types import EditError, EditRequest
 
-FACTS_PER_PASS = 8
-"""Facts whose target values are optimised together."""
-
 Solve = Callable[[str, Tensor], Tensor]
 """From a site's path and its keys (K, E), float64, to A (K, E)."""
 
@@ -51,20 +48,6 @@ class Spread:
     keys: Mapping[str, Tensor]
     missing_first: float
     missing_last: float
-
-
-def target_values(
-    lm: LanguageModel,
-    facts: Sequence[FactRows],
-    *,
-    layer: int,
-    sites: Sequence[str],
-    settings: TargetSettings,
-    graphs: StepGraphs | None = None,
-) -> tuple[TargetValue, ...]:
-    """Optimise the target values of any number of facts, some at a time; see `optimise`."""
-    groups = [facts[start : start + FACTS_PER_PASS] for start in range(0, len(facts), FACTS_PER_PASS)]
-    return tuple(value for group in groups for value in optimise(lm, group, layer=layer, sites=sites, settings=settings, graphs=graphs))
 
 
 @from_packed_weights
@@ -143,7 +126,7 @@ class SpreadEditor:
         limit = self.lm.description.max_positions
         facts = [fact_rows(self.lm.tokenizer, request, self.contexts, max_tokens=limit) for request in requests]
         sites = [path.format(self.layers[-1]) for path in self.optimised]
-        values = target_values(self.lm, facts, layer=self.layers[-1], sites=sites, settings=self.target_settings, graphs=self.graphs)
+        values = optimise(self.lm, facts, layer=self.layers[-1], sites=sites, settings=self.target_settings, graphs=self.graphs)
         result = spread(self.lm, facts, values, layers=self.layers, targets=self.targets, share=self.share, solve=self.solve)
         return result, value_diagnostics(values, result)
 

@@ -29,6 +29,8 @@ from editeval.types import ConfigError, EditError, EditRequest
 ESSENCE = "{} is a"
 """What the KL term keeps: the subject's essence (ROME, section 3.1)."""
 
+FACTS_PER_PASS = 8
+"""Facts that are optimised together."""
 
 SHAPE_MULTIPLE = 8
 """Where steps are captured, positions before and from the subject's last token on are rounded up to this, so that few shapes come up."""
@@ -127,7 +129,7 @@ def optimise(
     settings: TargetSettings,
     graphs: StepGraphs | None = None,
 ) -> tuple[TargetValue, ...]:
-    """Optimise a delta at each of `sites` (module paths in layer `layer`) for each fact, in the model's current state.
+    """Optimise a delta at each of `sites` (module paths in layer `layer`) for each of any number of facts, in the model's current state.
 
     The gradient goes to the deltas alone; weights, buffers and random generators are left as found. With `graphs` the steps of a model on
     one GPU are captured, and replayed for the next facts of the same shape.
@@ -138,19 +140,29 @@ def optimise(
     if not can_capture(lm.module):
         graphs = None
     multiple = 1 if graphs is None else SHAPE_MULTIPLE
-    objective = Objective(lm, facts, layer=layer, sites=sites, settings=settings, multiple=multiple)
-    plain = Descent(objective, settings)
-    descent = plain if graphs is None else CapturedDescent(plain, graphs, key=(layer, tuple(sites), settings, addresses(lm.module)))
+    found: list[TargetValue] = []
+    for start in range(0, len(facts), FACTS_PER_PASS):
+        group = facts[start : start + FACTS_PER_PASS]
+        objective = Objective(lm, group, layer=layer, sites=sites, settings=settings, multiple=multiple)
+        plain = Descent(objective, settings)
+        descent = plain if graphs is None else CapturedDescent(plain, graphs, key=(layer, tuple(sites), settings, addresses(lm.module)))
+        history = _descend(descent, group, settings.num_steps)
+        found += objective.results(descent.deltas, history)
+    return tuple(found)
+
+
+def _descend(descent: Descent | CapturedDescent, facts: Sequence[FactRows], num_steps: int) -> list[list[Losses]]:
+    """Take the steps; return the losses of each fact until its own end."""
     history: list[list[Losses]] = [[] for _ in facts]
     active_E = torch.ones(len(facts), dtype=torch.bool)
-    for _ in range(1, settings.num_steps):
+    for _ in range(1, num_steps):
         seen = descent.evaluate()
         _record(history, seen.losses, active_E, facts)
         active_E = seen.active
         if not bool(active_E.any()):
             break
         descent.move()
-    return objective.results(descent.deltas, history)
+    return history
 
 
 @dataclass(frozen=True, kw_only=True)

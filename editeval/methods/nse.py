@@ -30,8 +30,8 @@ from editeval.keyvalue.covariance import key_covariances
 from editeval.keyvalue.footprint import INVERSE, Solver, remembering_keys
 from editeval.keyvalue.graphs import StepGraphs
 from editeval.keyvalue.settings import SpreadSettings
-from editeval.keyvalue.spread import Spread, Target, check_batch, spread, target_values, value_diagnostics
-from editeval.keyvalue.target_value import FactRows, TargetValue, fact_rows
+from editeval.keyvalue.spread import Spread, Target, check_batch, spread, value_diagnostics
+from editeval.keyvalue.target_value import FactRows, TargetValue, fact_rows, optimise
 from editeval.keyvalue.walk import LayerWalk, updated
 from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
@@ -128,7 +128,7 @@ class Editor:
         last = self.layers[-1]
         with self.model.unedited():
             sites, settings = [lm.sites.layers.format(last)], self.settings.target_settings
-            values = target_values(lm, facts, layer=last, sites=sites, settings=settings, graphs=self.graphs)
+            values = optimise(lm, facts, layer=last, sites=sites, settings=settings, graphs=self.graphs)
         updates: dict[str, LowRankDelta] = {}
         rounds: list[Spread] = []
         for _ in range(self.settings.max_rounds):

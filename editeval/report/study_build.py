@@ -12,12 +12,13 @@ from pathlib import Path
 from editeval.files import write_atomic
 from editeval.report.charts import Chart, chart_csv, without_seeds
 from editeval.report.drawing import scene
-from editeval.report.findings import Verdict, findings
+from editeval.report.findings import findings
 from editeval.report.scene import png, svg
 from editeval.report.series import changes, method_labels, series_of
 from editeval.report.study import STUDIES_FILE, read_study, studies
 from editeval.report.study_charts import charts
 from editeval.report.study_page import StudyContent, study_page
+from editeval.report.verdicts import Verdict
 from editeval.report.wandb_report import write_wandb_report
 
 FIGURE_COLUMNS = 4

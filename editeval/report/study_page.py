@@ -16,11 +16,11 @@ from typing import Any
 
 from editeval.report.charts import CellMap, Chart, Panel
 from editeval.report.drawing import scene
-from editeval.report.findings import KEEPS, Outcome, Verdict
 from editeval.report.published import SOURCE, published_scores, published_seconds
 from editeval.report.scene import svg
 from editeval.report.series import Change, Series
 from editeval.report.study import Run, relative
+from editeval.report.verdicts import KEEPS, Outcome, Verdict
 from editeval.runner.progress import seconds_text
 from editeval.runner.table import format_number
 from editeval.types import counted

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from editeval.files import write_atomic
-from editeval.report.findings import Verdict
 from editeval.report.series import Series
 from editeval.report.study_page import QUESTIONS
+from editeval.report.verdicts import Verdict
 from editeval.types import ConfigError, EditevalError
 
 SPEC_FILE = "wandb-report.json"

@@ -14,8 +14,8 @@ from benchmarks.straightforward_spread import FullSpread, full_spread, memit_sol
 from editeval.edits.delta import Edit
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.solve import CholeskyFactor, factorise, regularised_keys
-from editeval.keyvalue.spread import Spread, Target, check_batch, spread, target_values, update_norm
-from editeval.keyvalue.target_value import FactRows, TargetSettings, fact_rows
+from editeval.keyvalue.spread import Spread, Target, check_batch, spread, update_norm
+from editeval.keyvalue.target_value import FactRows, TargetSettings, fact_rows, optimise
 from editeval.keyvalue.walk import LayerWalk
 from editeval.models.model import LanguageModel
 from editeval.models.sites import SITES
@@ -74,7 +74,7 @@ class Method:
 
     def ours(self, facts: list[FactRows]) -> Spread:
         last = self.layers[-1]
-        values = target_values(self.lm, facts, layer=last, sites=[path.format(last) for path in self.optimised], settings=SETTINGS)
+        values = optimise(self.lm, facts, layer=last, sites=[path.format(last) for path in self.optimised], settings=SETTINGS)
 
         def solve(site: str, keys: Tensor) -> Tensor:
             return regularised_keys(self.factors[site], keys, weight=WEIGHT)
@@ -164,7 +164,7 @@ def test_many_facts_in_small_passes_equal_one_pass(make: Make, monkeypatch: pyte
     method = Method(lm, attention=False)
     facts = rows_of(lm, *REQUESTS)
     together = method.ours(facts)
-    monkeypatch.setattr("editeval.keyvalue.spread.FACTS_PER_PASS", 1)
+    monkeypatch.setattr("editeval.keyvalue.target_value.FACTS_PER_PASS", 1)
     monkeypatch.setattr("editeval.keyvalue.walk.ROW_TOKENS", 1)
     apart = method.ours(facts)
     for left, right in zip(together.updates, apart.updates, strict=True):
@@ -183,7 +183,7 @@ def test_contradicting_facts_of_one_edit_are_named() -> None:
 def test_equal_keys_without_a_ridge_are_named(make: Make) -> None:
     lm = make("gpt2")
     facts = rows_of(lm, REQUESTS[0], replace(REQUESTS[0], request_id="twin", prompt="The mother tongue of {}, then, is"))
-    values = target_values(lm, facts, layer=1, sites=[lm.sites.layers.format(1)], settings=SETTINGS)
+    values = optimise(lm, facts, layer=1, sites=[lm.sites.layers.format(1)], settings=SETTINGS)
     unit = CholeskyFactor(lower=torch.eye(lm.description.intermediate_size, dtype=torch.float64), ridge=0.0)
 
     def solve(site: str, keys: Tensor) -> Tensor:

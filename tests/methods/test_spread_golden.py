@@ -19,8 +19,7 @@ from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Editor
-from editeval.keyvalue.spread import target_values
-from editeval.keyvalue.target_value import FactRows, Objective, TargetValue, fact_rows
+from editeval.keyvalue.target_value import FactRows, Objective, TargetValue, fact_rows, optimise
 from editeval.keyvalue.walk import LayerWalk
 from editeval.methods.alphaedit import AlphaEdit
 from editeval.methods.alphaedit import Editor as AlphaEditor
@@ -157,7 +156,7 @@ class Golden:
     def values(self, edit: int) -> tuple[TargetValue, ...]:
         sites = [site.moved.format(LAYERS[-1]) for site in self.optimised]
         settings = self.method.target_settings
-        return target_values(self.at(edit).lm, self.rows(edit), layer=LAYERS[-1], sites=sites, settings=settings)
+        return optimise(self.at(edit).lm, self.rows(edit), layer=LAYERS[-1], sites=sites, settings=settings)
 
 
 @pytest.fixture(scope="module")

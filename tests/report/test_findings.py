@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from editeval.report.findings import Outcome, Verdict, area_difference, findings
+from editeval.report.findings import findings
+from editeval.report.findings_models import area_difference
 from editeval.report.items import Items, choice, is_degenerate
 from editeval.report.series import Series, changes, series_of
 from editeval.report.study import Studies, read_study, studies
+from editeval.report.verdicts import Outcome, Verdict
 from editeval.runner.results import ScoreStore
 from editeval.types import EditevalError
 from tests.report.synthetic import Planted, PlantedRun, Share, falls_at, keeps, write_run

@@ -1,0 +1,94 @@
+"""What runs say of a statement: for, against, or neither, and in which words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from editeval.report.series import Series
+from editeval.report.statistics import Interval
+from editeval.runner.table import format_number
+
+KEEPS = 0.9
+"""A model keeps an ability if this share of what it had above chance is there."""
+
+
+class Outcome(StrEnum):
+    """What the runs say of a statement."""
+
+    CONFIRMED = "CONFIRMED"
+    REFUTED = "REFUTED"
+    UNDECIDED = "UNDECIDED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A statement, what the runs say of it, why, and the table that this was read from (first row: heads)."""
+
+    question: str
+    key: str
+    statement: str
+    outcome: Outcome
+    reason: str
+    table: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(kw_only=True)
+class Votes:
+    """Series for and against a statement, and those that cannot say."""
+
+    yes: list[str] = field(default_factory=list)
+    no: list[str] = field(default_factory=list)
+    open: list[str] = field(default_factory=list)
+
+    @property
+    def total(self) -> int:
+        """How many series there are."""
+        return len(self.yes) + len(self.no) + len(self.open)
+
+    def outcome(self, minimum: int) -> Outcome:
+        """Return what more than half of the voters say, where there are enough of them."""
+        if self.total < minimum:
+            return Outcome.UNDECIDED
+        if len(self.yes) > self.total / 2:
+            return Outcome.CONFIRMED
+        return Outcome.REFUTED if len(self.no) > self.total / 2 else Outcome.UNDECIDED
+
+    def __str__(self) -> str:
+        return f"{len(self.yes)} for, {len(self.no)} against, {len(self.open)} open"
+
+
+def measured_ones(methods: Sequence[Series]) -> list[Series]:
+    """Return the series of which a general ability was measured."""
+    return [one for one in methods if one.mean]
+
+
+def names_of(one: Series) -> tuple[str, str, str]:
+    """Return model, method and data set: the first cells of a row."""
+    return one.model, one.method, one.dataset
+
+
+def label_of(one: Series) -> str:
+    """Return how a series is called in a sentence."""
+    return f"{one.method} on {one.model}"
+
+
+def efficacy_at(one: Series, rung: int) -> str:
+    """Return the share of facts that are there at a rung, for a cell."""
+    return format_number(one.efficacy[rung].value) if rung in one.efficacy else "–"
+
+
+def or_dash(value: int | None) -> str:
+    """Return a number for a cell."""
+    return "–" if value is None else str(value)
+
+
+def yes_no(value: bool | None) -> str:
+    """Return an answer for a cell."""
+    return "–" if value is None else "yes" if value else "no"
+
+
+def range_of(interval: Interval) -> str:
+    """Return the ends of an interval for a cell."""
+    return f"{format_number(interval.low)} to {format_number(interval.high)}"
