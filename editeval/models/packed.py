@@ -24,6 +24,9 @@ MOST_BYTES = 4 * 2**30
 FEWEST_ELEMENTS = 2**16
 """Smaller matrices are multiplied as they are: their products take less time than the way here."""
 
+MOST_TERMS = 1024
+"""Of a sum that one product makes: rounding errors grow with it, and torch's own products add up in blocks too."""
+
 COPIES = 2
 """Of a matrix that gradients go through: as it is, and transposed."""
 
@@ -37,11 +40,11 @@ class _Packed:
     version: int
 
     @cached_property
-    def forward(self) -> Tensor:
+    def forward(self) -> tuple[Tensor, ...]:
         return _pack(self.weight)
 
     @cached_property
-    def backward(self) -> Tensor:
+    def backward(self) -> tuple[Tensor, ...]:
         return _pack(self.weight.T)
 
 
@@ -149,11 +152,14 @@ class _Product(torch.autograd.Function):
         return _linear(gradients[0], ctx.packed.backward, None), None, None
 
 
-def _pack(weight: Tensor) -> Tensor:
-    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), None)
-    return packed
+def _pack(weight_OI: Tensor) -> tuple[Tensor, ...]:
+    return tuple(torch.ops.mkldnn._reorder_linear_weight(part.contiguous(), None) for part in torch.split(weight_OI, MOST_TERMS, dim=1))
 
 
-def _linear(states: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(states.contiguous(), packed, bias, "none", [], "")
+def _linear(states: Tensor, packed: tuple[Tensor, ...], bias: Tensor | None) -> Tensor:
+    product: Tensor | None = None
+    for part, weight in zip(torch.split(states, MOST_TERMS, dim=-1), packed, strict=True):
+        added = torch.ops.mkldnn._linear_pointwise(part.contiguous(), weight, bias if product is None else None, "none", [], "")
+        product = added if product is None else product.add_(added)
+    assert product is not None
     return product

@@ -43,8 +43,10 @@ def everything() -> PackedWeights:
     return PackedWeights(fewest_elements=1)
 
 
+@pytest.mark.parametrize("terms", [1024, 40, 7])
 @pytest.mark.parametrize("shape", [(96,), (1, 96), (7, 96), (3, 5, 96)], ids=str)
-def test_products_and_gradients_are_those_of_the_plain_weights(shape: tuple[int, ...]) -> None:
+def test_products_and_gradients_are_those_of_the_plain_weights(shape: tuple[int, ...], terms: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "MOST_TERMS", terms)
     modules, weights = frozen(), everything()
     states = torch.randn(shape, requires_grad=True)
     expected = through(modules, states)
