@@ -12,8 +12,8 @@ Seconds are of the CPU in all threads, or with `--device cuda` of the clock, by 
 five layers up to it, GRACE at its published depth, MEND the last three layers, KN's neurons are those of all. The straightforward ones
 (`straightforward*.py`) run the whole model over every position at every step, forward and as far backward as a gradient is asked for; where
 a system is solved they read keys and values by whole passes, and solve it dense, in float64, as wide as the keys, at every edit. Both
-edit the same facts from the same unedited model with the same settings, taking turns. What ours makes once a layer is listed apart; its packed copies
-of the weights are made by an edit that is not timed.
+edit the same facts from the same unedited model with the same settings, taking turns. What ours makes once a layer is listed apart, and its
+packed copies of the weights (`editeval/models/packed.py`) are made by an edit that is not timed.
 MEND's straightforward form is no edit but one plain pass with the gradients of the edited matrices; how many of them an edit costs is told.
 
 With `--out` each fact's line is kept as soon as it is measured, and a call that was cut goes on there. Prints a table, and one JSON
