@@ -26,6 +26,7 @@ from editeval.edits.journal import EditJournal
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Benchmark, Callback, ChecksModel, EditDataset, EditMethod, ModelSource, RunState
+from editeval.models.packed import PackedWeights, allowed_bytes
 from editeval.models.prompt_format import CHAT, RAW, check_format, check_template, in_format, wrapper
 from editeval.runner.folder import check_writable, log_to, origin, quiet
 from editeval.runner.results import JOURNAL_FOLDER, BaseScores, ScoreStore, write_manifest
@@ -64,6 +65,7 @@ class Experiment:
     batch_size: int
     seed: int
     batch_tokens: int
+    packed_bytes: int
     prompt_format: str
     runs: Path
     cache: Cache
@@ -100,6 +102,7 @@ def assemble(config: DictConfig) -> Experiment:
         batch_size=_positive(config.batch_size, "batch_size"),
         seed=int(config.seed),
         batch_tokens=_positive(config.engine.batch_tokens, "engine.batch_tokens"),
+        packed_bytes=allowed_bytes(config.engine.get("packed_gib")),
         prompt_format=str(config.get("prompt_format", RAW)),  # a run of before it was a setting has none
         runs=Path(config.paths.runs),
         cache=Cache(Path(config.paths.cache)),
@@ -144,7 +147,7 @@ def prepare(config: DictConfig) -> None:
     experiment = assemble(config)
     progress = _progress(experiment)
     with quiet("transformers"):
-        model = EditedModel(experiment.source.load(), batch_tokens=experiment.batch_tokens)
+        model = _load(experiment)
         started = time.perf_counter()
         experiment.method.prepare(model, experiment.cache, progress)
     progress.message(
@@ -155,7 +158,7 @@ def prepare(config: DictConfig) -> None:
 
 def _execute(experiment: Experiment) -> RunResult:
     progress = _progress(experiment)
-    load_model = remember(lambda: EditedModel(experiment.source.load(), batch_tokens=experiment.batch_tokens))
+    load_model = remember(lambda: _load(experiment))
     fingerprint = experiment.source.fingerprint()
     requests = select(experiment, fingerprint, load_model, progress)
     trajectory = Trajectory(
@@ -380,6 +383,12 @@ def _resolve(config: DictConfig) -> Mapping[str, Any]:
         raise ConfigError(f"the config does not resolve: {error}") from error
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
+
+
+def _load(experiment: Experiment) -> EditedModel:
+    lm = experiment.source.load()
+    packed = PackedWeights(most_bytes=experiment.packed_bytes)
+    return EditedModel(dataclasses.replace(lm, packed=packed), batch_tokens=experiment.batch_tokens)
 
 
 def _positive(value: Any, name: str) -> int:

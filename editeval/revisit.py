@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -24,6 +24,7 @@ from editeval.files import Cache, write_atomic
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, EvaluationContext, ModelSource, attach
 from editeval.models.load import PretrainedModel
+from editeval.models.packed import PackedWeights, allowed_bytes
 from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, read_edits, read_manifest
 from editeval.types import EditevalError, JournalError, SilentProgress
 
@@ -53,7 +54,9 @@ def load_edited(run_dir: Path | str, *, num_edits: int | None = None) -> EditedM
     """
     manifest = read_manifest(run_dir)
     source = build(OmegaConf.create(dict(manifest["config"]["model"])), "model", ModelSource)
-    model = EditedModel(source.load(), batch_tokens=int(manifest["config"]["engine"]["batch_tokens"]))
+    engine = manifest["config"]["engine"]
+    lm = replace(source.load(), packed=PackedWeights(most_bytes=allowed_bytes(engine.get("packed_gib"))))
+    model = EditedModel(lm, batch_tokens=int(engine["batch_tokens"]))
     if model.lm.fingerprint != manifest["model_fingerprint"]:
         raise EditevalError(
             f"the model's weights (fingerprint {model.lm.fingerprint[:12]}) are not those that {run_dir} edited "

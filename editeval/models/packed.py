@@ -18,8 +18,10 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from transformers.pytorch_utils import Conv1D
 
+from editeval.types import ConfigError
+
 MOST_BYTES = 4 * 2**30
-"""Of all packed copies together. A fixed number: what is packed decides the last bits of a result, and a run must go on as it began."""
+"""Of all packed copies together, if nothing else is said. What is packed decides the last bits of a result."""
 
 FEWEST_ELEMENTS = 2**16
 """Smaller matrices are multiplied as they are: their products take less time than the way here."""
@@ -106,9 +108,22 @@ def packed_bytes(elements: int) -> int:
     return COPIES * 4 * elements
 
 
-def most_packed(weights: int, *, element_bytes: int) -> int:
-    """Return the bytes that the copies of a model's matrices take at most on a processor, from the bytes of its weights."""
-    return min(MOST_BYTES, COPIES * weights) if element_bytes == 4 else 0
+def allowed_bytes(gib: object) -> int:
+    """Return the bytes that `engine.packed_gib` allows; a run of before it was a setting has none.
+
+    Raises:
+        ConfigError: no number, or a negative one.
+    """
+    if gib is None:
+        return MOST_BYTES
+    if isinstance(gib, bool) or not isinstance(gib, int | float) or not gib >= 0:
+        raise ConfigError(f"engine.packed_gib={gib!r} must be a number of at least 0 (GiB; 0 packs nothing)")
+    return round(gib * 2**30)
+
+
+def all_packed(weights: int, *, element_bytes: int) -> int:
+    """Return the bytes that the copies of a model's matrices take on a processor where as many are allowed as there can be."""
+    return COPIES * weights if element_bytes == 4 else 0
 
 
 class _Products(TorchFunctionMode):

@@ -26,7 +26,7 @@ from editeval.experiment import build, rungs_of
 from editeval.files import Cache
 from editeval.interfaces import Benchmark, EditDataset, EditMethod, ModelSource, Predictable, UsesStatistics
 from editeval.models.load import DTYPES, description_of
-from editeval.models.packed import most_packed
+from editeval.models.packed import PackedWeights, all_packed, allowed_bytes
 from editeval.models.prompt_format import CHAT, check_format, check_template
 from editeval.models.shapes import is_gated, published_config, weight_bytes
 from editeval.prefetch import MANIFEST, damaged
@@ -142,7 +142,8 @@ def plan_of(config: DictConfig, method: EditMethod, model: ModelDescription, wei
     largest = max(phases, key=lambda name: phases[name])
     held = {name: size for name, size in needs.held_bytes.items() if size}
     on_gpu = _wants_gpu(config)
-    beside = {"CUDA itself": CONTEXT_BYTES} if on_gpu else {"packed copies of weights": most_packed(weights, element_bytes=element)}
+    packed = min(allowed_bytes(config.engine.get("packed_gib")), all_packed(weights, element_bytes=element))
+    beside = {"CUDA itself": CONTEXT_BYTES} if on_gpu else {"packed copies of weights": packed} if packed else {}
     device = {"weights": weights, **held, largest: phases[largest], **beside}
     edits = rungs_of(config.num_edits)[-1]
     rate, origin = _rate(gpu=on_gpu)
@@ -316,11 +317,13 @@ def _rate(*, gpu: bool) -> tuple[float, str]:
         return EFFICIENCY * ABSENT_GPU_OPERATIONS, "operations, at an assumed speed"
     device, size = ("cuda", 4096) if gpu else ("cpu", 512)
     matrix = torch.ones(size, size, device=device)
+    linear = torch.nn.Linear(size, size, bias=False, device=device).requires_grad_(requires_grad=False)
     best = float("inf")
-    for _ in range(20):
-        start = time.perf_counter()
-        float((matrix @ matrix)[0, 0])
-        best = min(best, time.perf_counter() - start)
+    with PackedWeights().products([linear]):
+        for _ in range(20):
+            start = time.perf_counter()
+            float(linear(matrix)[0, 0])
+            best = min(best, time.perf_counter() - start)
     return EFFICIENCY * 2 * size**3 / best, "operations, at a speed measured now"
 
 

@@ -15,9 +15,10 @@ from transformers.pytorch_utils import Conv1D
 from editeval.inference.edited import EditedModel
 from editeval.models import packed
 from editeval.models.model import LanguageModel
-from editeval.models.packed import PackedWeights, packed_bytes
+from editeval.models.packed import PackedWeights, allowed_bytes, packed_bytes
 from editeval.models.sites import SITES
 from editeval.models.tiny import TinyModel
+from editeval.types import ConfigError
 
 pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of torch has no oneDNN")
 
@@ -142,3 +143,12 @@ def test_without_onednn_nothing_changes() -> None:
     with mock.patch.object(packed.torch.ops, "mkldnn", object()), weights.products(modules):
         assert torch.equal(through(modules, states), through(frozen(), states))
     assert len(weights) == 0
+
+
+def test_the_setting_is_checked() -> None:
+    assert allowed_bytes(None) == packed.MOST_BYTES
+    assert allowed_bytes(0) == 0
+    assert allowed_bytes(1.5) == 3 * 2**29
+    for wrong in (-1, "much", True, float("nan")):
+        with pytest.raises(ConfigError, match=r"engine.packed_gib"):
+            allowed_bytes(wrong)
