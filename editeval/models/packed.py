@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from math import inf
 from typing import Any
 
 import torch
@@ -90,17 +91,27 @@ class PackedWeights:
 def packable(modules: Iterable[nn.Module], *, most_bytes: int, fewest_elements: int) -> dict[int, Tensor]:
     """Return the weights of linear maps that would be packed, by identity, in the order of `modules`."""
     chosen: dict[int, Tensor] = {}
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not can_pack():
         return chosen
     left = most_bytes
     for linear in (part for module in modules for part in module.modules() if isinstance(part, nn.Linear | Conv1D)):
         weight = linear.weight
         fits = weight.dtype == torch.float32 and weight.device.type == "cpu" and weight.numel() >= fewest_elements
+        fits = fits and not weight.is_inference()  # whether such a tensor was written to cannot be told
         size = packed_bytes(weight.numel())
         if fits and id(weight) not in chosen and size <= left:
             chosen[id(weight)] = weight
             left -= size
     return chosen
+
+
+@cache
+def can_pack() -> bool:
+    """Return whether this build of torch multiplies by packed weights: it has oneDNN, and what inductor calls it by."""
+    try:
+        return torch.equal(_linear(torch.eye(2), _pack(torch.eye(2)), None), torch.eye(2))
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def packed_bytes(elements: int) -> int:
@@ -116,7 +127,7 @@ def allowed_bytes(gib: object) -> int:
     """
     if gib is None:
         return MOST_BYTES
-    if isinstance(gib, bool) or not isinstance(gib, int | float) or not gib >= 0:
+    if isinstance(gib, bool) or not isinstance(gib, int | float) or not 0 <= gib < inf:
         raise ConfigError(f"engine.packed_gib={gib!r} must be a number of at least 0 (GiB; 0 packs nothing)")
     return round(gib * 2**30)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from unittest import mock
 
 import pytest
 import torch
@@ -20,7 +19,7 @@ from editeval.models.sites import SITES
 from editeval.models.tiny import TinyModel
 from editeval.types import ConfigError
 
-pytestmark = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of torch has no oneDNN")
+pytestmark = pytest.mark.skipif(not packed.can_pack(), reason="this build of torch has no oneDNN")
 
 PROMPTS = ("The mother tongue of Danielle is", "Paris lies in")
 
@@ -103,6 +102,15 @@ def test_memory_and_size_decide_what_is_packed() -> None:
     assert len(large) == 2  # 96 x 40 and 64 x 24
 
 
+def test_weights_of_which_nobody_can_say_whether_they_were_written_to_stay_as_they_are() -> None:
+    weights = everything()
+    with torch.inference_mode():
+        module = nn.Linear(96, 40).requires_grad_(False)
+        with weights.products([module]):
+            module(torch.randn(7, 96))
+    assert len(weights) == 0
+
+
 def test_half_precision_stays_as_it_is() -> None:
     weights = everything()
     module = nn.Linear(96, 40).to(torch.bfloat16).requires_grad_(False)
@@ -137,10 +145,12 @@ def linear_maps(lm: LanguageModel) -> list[nn.Module]:
     return [module for module in lm.module.modules() if isinstance(module, nn.Linear | Conv1D)]
 
 
-def test_without_onednn_nothing_changes() -> None:
+def test_without_onednn_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     modules, weights = frozen(), everything()
     states = torch.randn(7, 96)
-    with mock.patch.object(packed.torch.ops, "mkldnn", object()), weights.products(modules):
+    monkeypatch.setattr(packed, "can_pack", packed.can_pack.__wrapped__)
+    monkeypatch.setattr(packed.torch.ops, "mkldnn", object())
+    with weights.products(modules):
         assert torch.equal(through(modules, states), through(frozen(), states))
     assert len(weights) == 0
 
@@ -149,6 +159,6 @@ def test_the_setting_is_checked() -> None:
     assert allowed_bytes(None) == packed.MOST_BYTES
     assert allowed_bytes(0) == 0
     assert allowed_bytes(1.5) == 3 * 2**29
-    for wrong in (-1, "much", True, float("nan")):
+    for wrong in (-1, "much", True, float("nan"), float("inf")):
         with pytest.raises(ConfigError, match=r"engine.packed_gib"):
             allowed_bytes(wrong)
