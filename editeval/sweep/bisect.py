@@ -17,18 +17,22 @@ DEFAULT_CANARY_RATIO = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class BreakingEdit:
-    """The first edit found after which the model is broken (None: it never is), what is wrong then, and how many states were looked at."""
+    """The first edit found after which the model is broken (None: it never is), what is wrong then, and how many states were looked at.
+
+    `what` is the limits where nothing is wrong.
+    """
 
     step: int | None
     request_ids: tuple[str, ...]
-    what: str | None
+    what: str
     num_edits: int
     looked_at: int
 
     def sentence(self) -> str:
         """Return the finding as one line."""
         if self.step is None:
-            return f"none of the {self.num_edits} edits broke the model within these limits"
+            smaller = "--max-norm-ratio 2 or --max-canary-ratio 2 sees smaller damage"
+            return f"none of the {self.num_edits} edits broke the model ({self.what}); {smaller}"
         return f"edit {self.step} of {self.num_edits} ({', '.join(self.request_ids)}) {self.what}; {self.looked_at} states were looked at"
 
 
@@ -53,7 +57,9 @@ def find_breaking_edit(run_dir: Path | str, *, max_norm_ratio: float | None = No
         good, bad = 0, len(journal)
         what = _what_is_broken(model, journal, bad, watchdog)
         if what is None:
-            return BreakingEdit(step=None, request_ids=(), what=None, num_edits=len(journal), looked_at=looked_at)
+            limits = {"max_norm_ratio": max_norm_ratio, "max_canary_ratio": max_canary_ratio}
+            within = ", ".join(f"{name}={limit:g}" for name, limit in limits.items() if limit is not None)
+            return BreakingEdit(step=None, request_ids=(), what=within, num_edits=len(journal), looked_at=looked_at)
         while bad - good > 1:
             middle = (good + bad) // 2
             looked_at += 1

@@ -58,7 +58,8 @@ def test_the_edit_that_broke_the_model_is_named_after_a_logarithm_of_looks(guilt
 def test_a_model_within_the_limits_has_no_breaking_edit(config: DictConfig, tmp_path: Path) -> None:
     found = find_breaking_edit(run_with(tmp_path, config, [1e-3] * 3))
     assert found.step is None
-    assert found.sentence() == "none of the 3 edits broke the model within these limits"
+    assert found.sentence().startswith("none of the 3 edits broke the model (max_canary_ratio=10)")
+    assert "--max-norm-ratio 2" in found.sentence()
 
 
 def test_a_limit_that_the_unedited_model_breaks_is_refused(config: DictConfig, tmp_path: Path) -> None:
