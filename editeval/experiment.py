@@ -385,10 +385,14 @@ def _resolve(config: DictConfig) -> Mapping[str, Any]:
     return {str(key): value for key, value in resolved.items()}
 
 
+def load_for(source: ModelSource, *, batch_tokens: int, packed_bytes: int) -> EditedModel:
+    """Load a model to be edited and asked as the config's `engine` says."""
+    lm = dataclasses.replace(source.load(), packed=PackedWeights(most_bytes=packed_bytes))
+    return EditedModel(lm, batch_tokens=batch_tokens)
+
+
 def _load(experiment: Experiment) -> EditedModel:
-    lm = experiment.source.load()
-    packed = PackedWeights(most_bytes=experiment.packed_bytes)
-    return EditedModel(dataclasses.replace(lm, packed=packed), batch_tokens=experiment.batch_tokens)
+    return load_for(experiment.source, batch_tokens=experiment.batch_tokens, packed_bytes=experiment.packed_bytes)
 
 
 def _positive(value: Any, name: str) -> int:

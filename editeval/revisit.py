@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -19,12 +19,12 @@ from omegaconf import OmegaConf
 from editeval.edits.delta import Edit
 from editeval.edits.delta_files import load_deltas, save_deltas
 from editeval.edits.journal import EditJournal
-from editeval.experiment import assemble, build, select
+from editeval.experiment import assemble, build, load_for, select
 from editeval.files import Cache, write_atomic
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, EvaluationContext, ModelSource, attach
 from editeval.models.load import PretrainedModel
-from editeval.models.packed import PackedWeights, allowed_bytes
+from editeval.models.packed import allowed_bytes
 from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, read_edits, read_manifest
 from editeval.types import EditevalError, JournalError, SilentProgress
 
@@ -55,8 +55,7 @@ def load_edited(run_dir: Path | str, *, num_edits: int | None = None) -> EditedM
     manifest = read_manifest(run_dir)
     source = build(OmegaConf.create(dict(manifest["config"]["model"])), "model", ModelSource)
     engine = manifest["config"]["engine"]
-    lm = replace(source.load(), packed=PackedWeights(most_bytes=allowed_bytes(engine.get("packed_gib"))))
-    model = EditedModel(lm, batch_tokens=int(engine["batch_tokens"]))
+    model = load_for(source, batch_tokens=int(engine["batch_tokens"]), packed_bytes=allowed_bytes(engine.get("packed_gib")))
     if model.lm.fingerprint != manifest["model_fingerprint"]:
         raise EditevalError(
             f"the model's weights (fingerprint {model.lm.fingerprint[:12]}) are not those that {run_dir} edited "

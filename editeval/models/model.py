@@ -24,7 +24,8 @@ Result = TypeVar("Result")
 class LanguageModel:
     """A causal language model as loaded: never changed by anyone but `inference.EditedModel`.
 
-    `fingerprint` is the content hash of its weights as loaded (dtype included) and of its tokenizer.
+    `fingerprint` is the content hash of its weights as loaded (dtype included) and of its tokenizer. `packed` holds copies of its
+    matrices that multiply faster on a processor.
     """
 
     module: PreTrainedModel

@@ -19,7 +19,8 @@ from editeval.models.sites import SITES
 from editeval.models.tiny import TinyModel
 from editeval.types import ConfigError
 
-pytestmark = pytest.mark.skipif(not packed.can_pack(), reason="this build of torch has no oneDNN")
+# Not `can_pack`: where torch has oneDNN and it cannot be called any more, these tests must fail.
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")
 
 PROMPTS = ("The mother tongue of Danielle is", "Paris lies in")
 
