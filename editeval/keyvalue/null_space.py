@@ -1,7 +1,7 @@
 """Updates that keep what a layer does with other keys: a projection onto directions that text hardly uses, and a memory of edited keys.
 
-AlphaEdit (Fang et al. 2024, arXiv:2410.02355): P projects onto the eigenvectors of C = E[k k^T] whose eigenvalue is below a threshold. With
-the keys K_p of earlier edits, an edit's keys K and a ridge r, the update dW = R A^T has (section 3.3, equation 15)
+AlphaEdit (Fang et al. 2025, arXiv:2410.02355): P projects onto the eigenvectors of C = E[k k^T] whose eigenvalue is below a threshold. With
+the keys K_p of earlier edits, an edit's keys K and a ridge r, the update dW = R A^T has (section 3.3, equation 14)
 
     A = (P K (P K)^T + P K_p (P K_p)^T + r I)^-1 P K
 
