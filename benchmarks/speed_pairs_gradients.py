@@ -50,7 +50,7 @@ def kn(setup: Setup) -> Pair:
         return {"scores": looped_scores(lm, editor.rows(request), neurons=settings.neurons, alphas_M=alphas_M)}
 
     variant = "" if settings.steps == KN_STEPS else f" ({settings.steps} steps)"
-    return Pair(ours=ours, plain=plain, wanted=4.0, variant=variant)
+    return Pair(ours=ours, plain=plain, goal=4.0, variant=variant)
 
 
 def grace(setup: Setup) -> Pair:
@@ -105,7 +105,7 @@ def mend(setup: Setup) -> Pair:
         row = target_row(lm.tokenizer, request, scored_at="target", max_tokens=lm.description.max_positions)
         return plain_gradients(lm, row, sites)
 
-    return Pair(ours=ours, plain=plain, wanted=1 / MOST_PASSES, tolerance=ONE_ROW, repeats=5, plain_is_pass=True)
+    return Pair(ours=ours, plain=plain, goal=1 / MOST_PASSES, tolerance=ONE_ROW, repeats=5, plain_is_pass=True)
 
 
 GRADIENTS: Mapping[str, Callable[[Setup], Pair]] = {"kn": kn, "grace": grace, "mend": mend}
