@@ -49,6 +49,7 @@ def full_target_value(
     optimizer = torch.optim.Adam(list(deltas.values()), lr=settings.learning_rate)
     kept: Tensor | None = None
     losses: list[float] = []
+    nll_factor = 1.0
     for step in range(settings.num_steps if last_evaluation else settings.num_steps - 1):
         optimizer.zero_grad()
         with ExitStack() as stack, torch.enable_grad():
@@ -60,10 +61,15 @@ def full_target_value(
             kept = essence.detach().clone() if kept is None else kept
             kl = nn.functional.kl_div(kept, essence, log_target=True, reduction="sum")
             decay = sum((delta.norm() / initial[site].norm() ** 2 for site, delta in deltas.items()), torch.zeros((), device=ids.device))
-            loss = nll + settings.kl_factor * kl + settings.weight_decay * decay
+            loss = nll_factor * nll + settings.kl_factor * kl + settings.weight_decay * decay
         losses.append(loss.item())
         if losses[-1] < settings.early_stop_loss or step == settings.num_steps - 1:
             break
+        written = all(_is_written(log_probs[number], row) for number, row in enumerate(fact.prompts))
+        if written and settings.written_kl is not None and settings.kl_factor * kl.item() <= settings.written_kl:
+            break
+        if settings.written_nll_factor is not None:
+            nll_factor = settings.written_nll_factor if written else 1.0
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
@@ -89,6 +95,10 @@ def full_rome(lm: LanguageModel, fact: FactRows, *, site: str, settings: TargetS
 def _negative_log_likelihood(log_probs: Tensor, row: Located) -> Tensor:
     chosen = [log_probs[position, token] for position, token in zip(row.scored_positions, row.target_ids, strict=True)]
     return -torch.stack(chosen).mean()
+
+
+def _is_written(log_probs: Tensor, row: Located) -> bool:
+    return all(log_probs[position].argmax() == token for position, token in zip(row.scored_positions, row.target_ids, strict=True))
 
 
 def _states(lm: LanguageModel, rows: Sequence[Located], sites: Sequence[str], *, outputs: bool) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 from editeval.datasets.corpus import Corpus
@@ -72,7 +72,7 @@ class LocateSettings:
         given = self.context_prefixes is not None
         lengths = [list(pair) for pair in self.prefix_lengths]
         return {
-            "target": {name: getattr(self.target_settings, name) for name in TargetSettings.__dataclass_fields__},
+            "target": {name: value for name, value in asdict(self.target_settings).items() if value is not None},
             "prefixes": list(self.context_prefixes or ()) if given else {"lengths": lengths, "seed": self.prefix_seed},
         }
 

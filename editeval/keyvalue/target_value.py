@@ -43,6 +43,10 @@ class TargetSettings:
     `num_steps` evaluations of the loss make `num_steps - 1` updates: the published loop ends after an evaluation, and that
     last evaluation, which changes nothing, is not run here.
 
+    PMET's rule: a fact is *written* when each of its target tokens is the likeliest one behind every prefix. After an evaluation that finds
+    it written, its nll counts `written_nll_factor` times at the next one, or its steps end if the weighted KL term is at most
+    `written_kl`. None: no such rule.
+
     Raises:
         ConfigError: fewer than two steps, or a number that must be positive and is not.
     """
@@ -53,6 +57,8 @@ class TargetSettings:
     clamp_norm_factor: float
     kl_factor: float
     early_stop_loss: float = 0.05
+    written_nll_factor: float | None = None
+    written_kl: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_steps < 2:
@@ -60,8 +66,8 @@ class TargetSettings:
         for name in ("learning_rate", "clamp_norm_factor"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0; set method.{name}")
-        for name in ("weight_decay", "kl_factor"):
-            if getattr(self, name) < 0:
+        for name in ("weight_decay", "kl_factor", "written_nll_factor", "written_kl"):
+            if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must not be negative; set method.{name}")
 
 
@@ -79,7 +85,7 @@ class FactRows:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses:
-    """The terms of a fact's loss at one evaluation: nats; `nll` is a mean over prefixes and target tokens."""
+    """The terms of a fact's loss at one evaluation: nats; `nll` is a mean over prefixes and target tokens, unweighted."""
 
     total: float
     nll: float
@@ -185,6 +191,8 @@ class Descent:
         self._limits = {site: settings.clamp_norm_factor * initial.norm(dim=1) for site, initial in objective.initial.items()}
         self._active_E = torch.ones(len(next(iter(self.deltas.values()))), dtype=torch.bool, device=device)
         self._losses_E4 = torch.zeros(len(self._active_E), 4, device=device)
+        self._nll_factor_E = torch.ones(len(self._active_E), device=device)
+        self._next_factor_E = self._nll_factor_E
         steps = range(1, settings.num_steps)
         factors = [corrections(step=step, learning_rate=settings.learning_rate) for step in steps]
         self._factors = {site: torch.tensor(factors, device=delta.device) for site, delta in self.deltas.items()}
@@ -195,7 +203,7 @@ class Descent:
     def tensors(self) -> list[Tensor]:
         """Return the state, and what the objective reads."""
         moments = [moment for pair in self._moments.values() for moment in pair]
-        own = [self._active_E, self._losses_E4, *moments]
+        own = [self._active_E, self._losses_E4, self._nll_factor_E, *moments]
         for by_site in (self.deltas, self._limits, self._factors, self._step):
             own += list(by_site.values())
         return [*own, *self._objective.tensors()]
@@ -220,6 +228,7 @@ class Descent:
         gradients = torch.autograd.grad(self._total_E.sum(), list(self._leaves.values()))
         self._total_E = None
         with torch.no_grad():
+            self._nll_factor_E.copy_(self._next_factor_E)
             for (site, delta), gradient in zip(self.deltas.items(), gradients, strict=True):
                 factors = self._factors[site].index_select(0, self._step[site])[0]
                 self._step[site].add_(1)
@@ -231,10 +240,14 @@ class Descent:
         # Made anew for each look: autograd remembers the stream that a leaf was first used on, and a graph is captured on its own.
         self._leaves = {site: delta.detach().requires_grad_() for site, delta in self.deltas.items()}
         terms = self._objective.terms(self._leaves)
-        self._total_E = terms.total
+        self._total_E = terms.total(self._nll_factor_E)
         with torch.no_grad():
-            self._losses_E4.copy_(torch.stack([terms.total, terms.nll, terms.kl, terms.weight_decay], dim=1))
-            self._active_E.logical_and_(terms.total >= self._settings.early_stop_loss)
+            self._losses_E4.copy_(torch.stack([self._total_E, terms.nll, terms.kl, terms.weight_decay], dim=1))
+            self._active_E.logical_and_(self._total_E >= self._settings.early_stop_loss)
+            if self._settings.written_kl is not None:
+                self._active_E.logical_and_(~(terms.written & (terms.kl <= self._settings.written_kl)))
+            if self._settings.written_nll_factor is not None:
+                self._next_factor_E = torch.where(terms.written, self._settings.written_nll_factor, 1.0)
 
 
 class CapturedDescent:
@@ -261,16 +274,16 @@ class CapturedDescent:
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """The terms of the loss, one number a fact (E), with their graph."""
+    """The terms of the loss, one number a fact (E), with their graph; `written` (E) says whether the target is the likeliest answer."""
 
     nll: Tensor
     kl: Tensor
     weight_decay: Tensor
+    written: Tensor
 
-    @property
-    def total(self) -> Tensor:
-        """Their sum."""
-        return self.nll + self.kl + self.weight_decay
+    def total(self, nll_factor_E: Tensor | float = 1.0) -> Tensor:
+        """Return their sum, the nll weighted."""
+        return nll_factor_E * self.nll + self.kl + self.weight_decay
 
 
 class Objective:
@@ -325,7 +338,10 @@ class Objective:
             num_scored = len(self._tokens)
             device = log_probs.device
             chosen = log_probs[:num_scored].gather(1, self._tokens.to(device)[:, None])[:, 0]
-            nll = torch.zeros(self._num_facts, device=device).index_add(0, self._facts.to(device), -chosen * self._weights.to(device))
+            facts = self._facts.to(device)
+            nll = torch.zeros(self._num_facts, device=device).index_add(0, facts, -chosen * self._weights.to(device))
+            likeliest = log_probs[:num_scored].detach().amax(dim=1)
+            missed = torch.zeros(self._num_facts, device=device).index_add(0, facts, (chosen < likeliest).float())
             essence = log_probs[num_scored:]
             if self._essence_log_probs is None:
                 self._essence_log_probs = essence.detach().clone()
@@ -337,6 +353,7 @@ class Objective:
                 nll=nll.to(self.device),
                 kl=self._settings.kl_factor * kl.to(self.device),
                 weight_decay=self._settings.weight_decay * decay,
+                written=(missed == 0).to(self.device),
             )
 
     def tensors(self) -> list[Tensor]:

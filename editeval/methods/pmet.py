@@ -8,12 +8,15 @@ Li et al. 2024, "PMET: Precise Model Editing in a Transformer", arXiv:2308.08742
 Two deltas are optimised together at the last of `layers`, one at the output of attention and one at that of the MLP, so that the MLP's
 does not carry what attention should do. Each layer takes 1/sqrt(n) of what is missing (n layers left). The paper writes the MLP's part
 alone (`edit=mlp`); `edit=both` also writes the attention's, whose update the MLP of the same layer then sees.
+
+In the authors' code (github.com/xpq-tech/PMET) the optimisation eases off once the fact is written behind every prefix: the target then
+counts a tenth, and with a small enough KL term the steps end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -26,6 +29,7 @@ from editeval.keyvalue.inverse import covariance_solvers
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.solve import regularised_keys
 from editeval.keyvalue.spread import SpreadEditor, Target
+from editeval.keyvalue.target_value import TargetSettings
 from editeval.models.sites import sites_for
 from editeval.types import ConfigError, ModelDescription, Progress
 
@@ -41,7 +45,8 @@ WRITES: Mapping[str, str] = {
 class PMET(SpreadSettings):
     """PMET's settings; published numbers are in conf/method/pmet.yaml and conf/tuned/pmet.
 
-    `edit` is one of `WRITES`. `covariance_weight` is lambda; None scales the published one to the width of each map's keys.
+    `edit` is one of `WRITES`. `covariance_weight` is lambda; None scales the published one to the width of each map's keys. For
+    `written_nll_factor` and `written_kl` see `TargetSettings`.
     """
 
     published_depths: ClassVar[tuple[float, ...]] = (13 / 48, 17 / 48)  # layers 13 to 17 of GPT-2 XL's 48
@@ -49,6 +54,8 @@ class PMET(SpreadSettings):
 
     edit: str
     covariance_weight: float | None
+    written_nll_factor: float | None
+    written_kl: float | None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -56,6 +63,11 @@ class PMET(SpreadSettings):
             raise ConfigError(f"method.edit={self.edit!r} is unknown; choose one of {', '.join(WRITES)}")
         if self.covariance_weight is not None and not self.covariance_weight > 0:
             raise ConfigError(f"covariance_weight={self.covariance_weight} must be above 0; set method.covariance_weight")
+
+    @property
+    def target_settings(self) -> TargetSettings:
+        """How target values are optimised."""
+        return replace(super().target_settings, written_nll_factor=self.written_nll_factor, written_kl=self.written_kl)
 
     def settings(self) -> Mapping[str, Any]:
         """Return everything that an edit depends on beside model and requests."""

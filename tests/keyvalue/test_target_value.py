@@ -117,6 +117,27 @@ def test_a_fact_that_stops_early_keeps_its_delta_while_others_go_on(make: Make) 
         assert torch.allclose(one.deltas[site], shared.deltas[site], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize(("architecture", "layer"), [("gpt2", 2), ("llama", 2), ("gpt_neox", 3)])
+def test_once_a_fact_is_written_its_target_counts_less_or_its_steps_end(make: Make, architecture: str, layer: int) -> None:
+    lm = make(architecture)
+    sites = (lm.sites.mlp_out.format(layer), lm.sites.attention_out.format(layer))
+    requests = [replace(REQUESTS[2], request_id=target, target_new=target) for target in ("the", "and")]
+    plain = TargetSettings(num_steps=20, learning_rate=0.5, weight_decay=0.5, clamp_norm_factor=1.0, kl_factor=0.0625)
+    eased = replace(plain, written_nll_factor=0.1)
+    ended = replace(eased, written_kl=1.0)
+    facts = rows_of(lm, *requests)
+    found = {settings: optimise(lm, facts, layer=layer, sites=sites, settings=settings) for settings in (plain, eased, ended)}
+    for settings, values in found.items():
+        for fact, value in zip(facts, values, strict=True):
+            expected = full_target_value(lm, fact, sites=sites, settings=settings)
+            assert all(relative_error(value.deltas[site], expected.deltas[site]) < 1e-3 for site in sites)
+            assert [losses.total for losses in value.losses] == pytest.approx(expected.losses[: len(value.losses)], rel=1e-3)
+            assert value.losses[0].total == pytest.approx(value.losses[0].nll)  # nothing is written yet
+    for number in range(len(facts)):
+        assert relative_error(found[eased][number].deltas[sites[0]], found[plain][number].deltas[sites[0]]) > 0.01
+        assert len(found[ended][number].losses) < len(found[eased][number].losses)
+
+
 def test_a_half_precision_model_gets_a_float32_delta_that_lowers_the_loss_as_in_full_precision(cache_dir: Path) -> None:
     lm = TinyModel(name="tiny", architecture="llama", cache_dir=cache_dir).load()
     site = lm.sites.mlp_out.format(LAYER)

@@ -123,7 +123,7 @@ def test_token_ids_and_lookup_position_are_exact(rome: Golden, edit: int) -> Non
 def test_gradient_at_zero_equals_the_reference(rome: Golden, edit: int) -> None:
     objective = Objective(rome.at(edit).lm, [rome.rows(edit)], layer=LAYER, sites=[SITE], settings=rome.rome.target_settings)
     deltas = objective.zeros()
-    (gradient,) = torch.autograd.grad(objective.terms(deltas).total.sum(), [deltas[SITE]])
+    (gradient,) = torch.autograd.grad(objective.terms(deltas).total().sum(), [deltas[SITE]])
     assert relative_error(gradient[0], rome.tensor(edit, "grad_step0_param0")) < 1e-4
 
 

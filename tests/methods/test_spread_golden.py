@@ -96,11 +96,12 @@ class Golden:
             "prefix_seed": 0,
         }
         weight = settings["mom2_update_weight"]
+        rule: dict[str, Any] = {"written_nll_factor": 0.1, "written_kl": 0.01}
         make: dict[str, Callable[[], MEMIT | PMET | AlphaEdit]] = {
             "memit": lambda: MEMIT(covariance_weight=weight, **shared),
             "memit_batch": lambda: MEMIT(covariance_weight=weight, **shared),
-            "pmet": lambda: PMET(covariance_weight=weight, edit="mlp", **shared),
-            "pmet_both": lambda: PMET(covariance_weight=weight, edit="both", **shared),
+            "pmet": lambda: PMET(covariance_weight=weight, edit="mlp", **rule, **shared),
+            "pmet_both": lambda: PMET(covariance_weight=weight, edit="both", **rule, **shared),
             "alphaedit": lambda: AlphaEdit(
                 null_space_threshold=settings["nullspace_threshold"], null_space_share=0.5, l2=settings["L2"], **shared
             ),
@@ -206,7 +207,7 @@ def test_gradient_at_zero_equals_the_reference(golden_of: GoldenOf, name: str, e
     settings = golden.method.target_settings
     objective = Objective(golden.at(edit).lm, golden.rows(edit)[:1], layer=LAYERS[-1], sites=sites, settings=settings)
     deltas = objective.zeros()
-    gradients = torch.autograd.grad(objective.terms(deltas).total.sum(), [deltas[site] for site in sites])
+    gradients = torch.autograd.grad(objective.terms(deltas).total().sum(), [deltas[site] for site in sites])
     for number, gradient in enumerate(gradients):
         assert relative_error(gradient[0], golden.tensor(edit, f"grad_step0_param{number}")) < 1e-4
 
