@@ -18,12 +18,12 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.features import Features, editing_features
 from editeval.keyvalue.fine_tuning import target_row
-from editeval.keyvalue.hypernetwork import EditedMap, Hypernetwork
-from editeval.keyvalue.hypernetwork_settings import edited_maps
 from editeval.keyvalue.upper import UpperPass
 from editeval.methods.mend import MEND, Editor
 from editeval.models.model import LanguageModel
 from editeval.models.tiny import TinyModel
+from editeval.training.hypernetwork import EditedMap, Hypernetwork
+from editeval.training.hypernetwork_settings import edited_maps
 from editeval.types import ConfigError, DatasetError, EditevalError, EditRequest, Probe, SilentProgress
 from tests.datasets.examples import Given
 

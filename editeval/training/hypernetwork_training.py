@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from editeval.keyvalue import learning
-from editeval.keyvalue.hypernetwork import EditedMap, Hypernetwork, LearningSettings
-from editeval.keyvalue.lessons import Lesson, Outcome, readable
 from editeval.models.model import LanguageModel
+from editeval.training import learning
+from editeval.training.hypernetwork import EditedMap, Hypernetwork, LearningSettings
+from editeval.training.lessons import Lesson, Outcome, readable
 from editeval.types import EditRequest, Progress
 
 KEPT_LESSONS = 1000  # what stands before the edited layers is kept of so many rows; of more it is computed again

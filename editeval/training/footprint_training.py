@@ -13,11 +13,11 @@ from editeval.keyvalue.footprint_gradient import ADAM_OPERATIONS, GradientPass
 from editeval.types import Footprint, ModelDescription, Workload
 
 if TYPE_CHECKING:
-    from editeval.keyvalue.hypernetwork_settings import TrainedSettings
+    from editeval.training.hypernetwork_settings import TrainedSettings
 
 TRAINING_ROWS = 20_000  # CounterFact's; how many a data set leaves is not looked up
-HELD_BACK_ROWS = 100  # editeval.keyvalue.learning keeps at most so many back
-KEPT_LESSONS = 1000  # as in editeval.keyvalue.hypernetwork_training
+HELD_BACK_ROWS = 100  # editeval.training.learning keeps at most so many back
+KEPT_LESSONS = 1000  # as in editeval.training.hypernetwork_training
 ASKED_ROWS = 7  # of a lesson, in CounterFact: the prompt, two paraphrases, four of the neighbours
 # Copies of what learns beside itself: its gradient, Adam's two moments, the best state so far, and the moments while they are saved.
 LEARNING_COPIES = 6

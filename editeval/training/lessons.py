@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerFast
 
 from editeval.keyvalue.features import EditingFeatures, editing_features
 from editeval.keyvalue.fine_tuning import TargetRow, scored_row
-from editeval.keyvalue.hypernetwork import Factors
 from editeval.keyvalue.lookup import BARE, locate
 from editeval.keyvalue.suffix import next_token_logits
 from editeval.keyvalue.upper import UpperPass
 from editeval.models.model import LanguageModel
+from editeval.training.hypernetwork import Factors
 from editeval.types import DatasetError, EditError, EditRequest
 
 MOST_PROMPTS = 4  # of each kind a row

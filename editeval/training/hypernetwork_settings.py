@@ -15,17 +15,17 @@ import torch
 from editeval.datasets.training import TrainingSet
 from editeval.edits.delta import LowRankDelta
 from editeval.files import Cache
-from editeval.keyvalue.archive import read_archive, write_archive
 from editeval.keyvalue.features import editing_features
 from editeval.keyvalue.fine_tuning import target_row
-from editeval.keyvalue.hypernetwork import EditedMap, Hypernetwork, LearningSettings
 from editeval.models.gguf import file_sha256
 from editeval.models.model import LanguageModel
 from editeval.models.sites import Sites
+from editeval.training.archive import read_archive, write_archive
+from editeval.training.hypernetwork import EditedMap, Hypernetwork, LearningSettings
 from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, content_key
 
 if TYPE_CHECKING:
-    from editeval.keyvalue.hypernetwork_training import Course
+    from editeval.training.hypernetwork_training import Course
 
 PUBLISHED_LAYERS = 3  # the last ones
 
@@ -138,7 +138,7 @@ class TrainedSettings:
         return content_key({"model": lm.fingerprint, **self._learning()})
 
     def _train(self, lm: LanguageModel, maps: Sequence[EditedMap], first: int, path: Path, progress: Progress) -> None:
-        from editeval.keyvalue.hypernetwork_training import train  # here: it imports lightning, which takes seconds
+        from editeval.training.hypernetwork_training import train  # here: it imports lightning, which takes seconds
 
         requests = self.training.load()
         progress.message(f"training on {len(requests)} rows of {self.training.name}, {self.max_steps} steps at most; later runs read it")
