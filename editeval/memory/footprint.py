@@ -15,7 +15,7 @@ from editeval.training.footprint_training import Learning, rows_read
 from editeval.types import Footprint, ModelDescription, Workload
 
 if TYPE_CHECKING:
-    from editeval.memory.settings import LearningSettings
+    from editeval.training.settings import LearningSettings
 
 FACT_CHARACTERS = 70  # prompt, subject and target
 LAYOUT_CHARACTERS = 200  # what the journal writes around the texts of an edit

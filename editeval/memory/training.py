@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from editeval.memory.settings import LearningSettings
 from editeval.training import learning
+from editeval.training.settings import LearningSettings
 from editeval.types import EditRequest, Progress
 
 

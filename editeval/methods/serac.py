@@ -43,11 +43,11 @@ from editeval.memory.footprint import (
     reader_training,
     scope_training,
 )
-from editeval.memory.settings import LearningSettings
 from editeval.models.gguf import file_sha256
 from editeval.models.load import PretrainedModel, frozen
 from editeval.models.model import LanguageModel
 from editeval.training.archive import read_archive, write_archive
+from editeval.training.settings import LearningSettings
 from editeval.types import ConfigError, EditevalError, EditRequest, Footprint, ModelDescription, Progress, Workload, content_key
 
 FORMAT_VERSION = 2  # raised when the same rows and settings train other parts than before

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from editeval.edits.delta import LowRankDelta
 from editeval.keyvalue.features import Features
-from editeval.types import ConfigError, seed_for
+from editeval.types import seed_for
 
 EPSILON = 1e-7
 
@@ -39,42 +39,6 @@ class EditedMap:
     def shape(self) -> str:
         """What maps share a network by."""
         return f"{self.d_out}x{self.d_in}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LearningSettings:
-    """How a hypernetwork is made and learns. A step reads `rows_per_step` rows; `patience` counts steps without a better validation.
-
-    Raises:
-        ConfigError: a number that cannot work.
-    """
-
-    rank: int
-    edit_learning_rate: float
-    learning_rate: float
-    rate_learning_rate: float
-    edit_weight: float
-    locality_weight: float
-    gradient_clip: float
-    max_steps: int
-    rows_per_step: int
-    validate_every: int
-    patience: int
-    held_back: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        for name in ("rank", "max_steps", "rows_per_step", "validate_every", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1; set method.{name}")
-        for name in ("edit_learning_rate", "learning_rate", "rate_learning_rate", "edit_weight", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be above 0; set method.{name}")
-        if self.locality_weight < 0 or not 0 < self.held_back < 1:
-            raise ConfigError(
-                f"locality_weight={self.locality_weight} must not be negative and held_back={self.held_back} lies between 0 and 1; "
-                "set method.locality_weight, method.held_back"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

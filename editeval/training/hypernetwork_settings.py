@@ -21,7 +21,8 @@ from editeval.models.gguf import file_sha256
 from editeval.models.model import LanguageModel
 from editeval.models.sites import Sites
 from editeval.training.archive import read_archive, write_archive
-from editeval.training.hypernetwork import EditedMap, Hypernetwork, LearningSettings
+from editeval.training.hypernetwork import EditedMap, Hypernetwork
+from editeval.training.settings import NetworkLearningSettings
 from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, content_key
 
 if TYPE_CHECKING:
@@ -122,9 +123,9 @@ class TrainedSettings:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     @property
-    def _learning_settings(self) -> LearningSettings:
-        names = (name for name in LearningSettings.__dataclass_fields__ if name != "seed")
-        return LearningSettings(**{name: getattr(self, name) for name in names}, seed=self.training_seed)
+    def _learning_settings(self) -> NetworkLearningSettings:
+        names = (name for name in NetworkLearningSettings.__dataclass_fields__ if name != "seed")
+        return NetworkLearningSettings(**{name: getattr(self, name) for name in names}, seed=self.training_seed)
 
     def _learning(self) -> Mapping[str, Any]:
         return {

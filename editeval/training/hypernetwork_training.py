@@ -16,8 +16,9 @@ from torch import Tensor
 
 from editeval.models.model import LanguageModel
 from editeval.training import learning
-from editeval.training.hypernetwork import EditedMap, Hypernetwork, LearningSettings
+from editeval.training.hypernetwork import EditedMap, Hypernetwork
 from editeval.training.lessons import Lesson, Outcome, readable
+from editeval.training.settings import NetworkLearningSettings
 from editeval.types import EditRequest, Progress
 
 KEPT_LESSONS = 1000  # what stands before the edited layers is kept of so many rows; of more it is computed again
@@ -55,7 +56,7 @@ def train(
     lm: LanguageModel,
     maps: Sequence[EditedMap],
     requests: Sequence[EditRequest],
-    settings: LearningSettings,
+    settings: NetworkLearningSettings,
     *,
     first: int,
     partial: Path,
@@ -116,7 +117,7 @@ class Course:
     lm: LanguageModel
     sites: tuple[str, ...]
     first: int
-    settings: LearningSettings
+    settings: NetworkLearningSettings
     _lessons: dict[str, Lesson] = field(default_factory=dict)
 
     def lesson(self, request: EditRequest) -> Lesson:
