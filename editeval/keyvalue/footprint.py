@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from editeval.keyvalue.graphs import MOST_GRAPHS
+from editeval.keyvalue.target_value import FACTS_PER_PASS
 from editeval.models.sites import sites_for
 from editeval.types import Footprint, ModelDescription, Workload
 
 if TYPE_CHECKING:
     from editeval.keyvalue.settings import LocateSettings
 
-FACTS_TOGETHER = 8  # as in editeval.keyvalue.target_value
 PROMPT_TOKENS = 12  # CounterFact: prompt and target of a row are shorter nine times in ten
 SUFFIX_TOKENS = 6  # from the subject's last token on; CounterFact: mean 4.4, nine rows in ten at most 6
 TARGET_TOKENS = 2
@@ -171,7 +171,7 @@ def _rows(settings: LocateSettings, facts: int) -> tuple[int, int]:
 
 def _optimising_bytes(settings: LocateSettings, model: ModelDescription, workload: Workload, last_layer: int) -> tuple[int, int]:
     """Return what a step keeps for its gradient, and the keys and values of the positions before."""
-    facts = min(workload.batch_size, FACTS_TOGETHER)
+    facts = min(workload.batch_size, FACTS_PER_PASS)
     rows, tokens = _rows(settings, facts)
     above = model.num_layers - last_layer
     activations = above * rows * SUFFIX_TOKENS * kept_width(model) * workload.element_bytes
@@ -183,7 +183,7 @@ def _optimising_bytes(settings: LocateSettings, model: ModelDescription, workloa
 
 def _captured_cache(settings: LocateSettings, model: ModelDescription, workload: Workload, last_layer: int) -> int:
     """Return the keys and values of the positions before, above the site, that a captured step keeps for the next fact of its shape."""
-    rows, tokens = _rows(settings, min(workload.batch_size, FACTS_TOGETHER))
+    rows, tokens = _rows(settings, min(workload.batch_size, FACTS_PER_PASS))
     return (model.num_layers - last_layer) * _layer_cache(model, workload, rows, tokens)
 
 

@@ -17,11 +17,9 @@ from torch import Tensor
 from editeval.models.model import LanguageModel
 from editeval.training import learning
 from editeval.training.hypernetwork import EditedMap, Hypernetwork
-from editeval.training.lessons import Lesson, Outcome, readable
+from editeval.training.lessons import KEPT_LESSONS, Lesson, Outcome, readable
 from editeval.training.settings import NetworkLearningSettings
 from editeval.types import EditRequest, Progress
-
-KEPT_LESSONS = 1000  # what stands before the edited layers is kept of so many rows; of more it is computed again
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,10 +28,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from editeval.files import write_atomic
-from editeval.training.settings import LearningSettings
+from editeval.training.settings import MOST_HELD_BACK, LearningSettings
 from editeval.types import ConfigError, EditevalError, EditRequest, Progress, seed_for
-
-MOST_HELD_BACK = 100
 
 
 class Found(Protocol):

@@ -26,6 +26,7 @@ from editeval.types import DatasetError, EditError, EditRequest
 
 MOST_PROMPTS = 4  # of each kind a row
 MOST_TOKENS = 128  # a text
+KEPT_LESSONS = 1000  # what stands before the edited layers is kept of so many rows; of more it is computed again
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from editeval.types import ConfigError
 
+MOST_HELD_BACK = 100  # rows to validate on, whatever the share
+
 
 @dataclass(frozen=True, kw_only=True)
 class LearningSettings:
