@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from editeval.keyvalue.footprint import APPLYING, FLOAT32, MASTERS, PROMPT_TOKENS, TARGET_TOKENS, EditedMap, all_mlp_maps, writing_of
+from editeval.keyvalue.footprint import APPLYING, FLOAT32, MASTERS, PROMPT_TOKENS, TARGET_TOKENS, MapShape, all_mlp_maps, writing_of
 from editeval.keyvalue.footprint_gradient import ADAM_OPERATIONS, GradientPass
 from editeval.training.lessons import KEPT_LESSONS
 from editeval.training.settings import MOST_HELD_BACK
@@ -85,7 +85,7 @@ def network_footprint(
     )
 
 
-def network_parameters(maps: list[EditedMap], *, rank: int) -> int:
+def network_parameters(maps: list[MapShape], *, rank: int) -> int:
     """Return the parameters of a hypernetwork: two low-rank layers a shape, with scale and shift of each map."""
     found = 0
     for shape in {edited.shape for edited in maps}:

@@ -28,7 +28,7 @@ EPSILON = 1e-7
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditedMap:
+class NamedMap:
     """A linear map that is edited: its path and its widths."""
 
     path: str
@@ -52,10 +52,10 @@ class Factors:
 class Hypernetwork(nn.Module):
     """The networks and rates of all edited maps."""
 
-    def __init__(self, maps: Sequence[EditedMap], *, rank: int, rate: float, seed: int) -> None:
+    def __init__(self, maps: Sequence[NamedMap], *, rank: int, rate: float, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed_for("hypernetwork", seed))
-        by_shape: dict[str, list[EditedMap]] = {}
+        by_shape: dict[str, list[NamedMap]] = {}
         for edited in maps:
             by_shape.setdefault(edited.shape, []).append(edited)
         self._place = {edited.path: (shape, number) for shape, group in by_shape.items() for number, edited in enumerate(group)}
@@ -97,9 +97,8 @@ class PairNetwork(nn.Module):
     """The network of all maps of one shape, with the running statistics of what goes into them."""
 
     inputs_count: Tensor
-    gradients_count: Tensor
 
-    def __init__(self, edited: EditedMap, *, rank: int, num_maps: int, generator: torch.Generator) -> None:
+    def __init__(self, edited: NamedMap, *, rank: int, num_maps: int, generator: torch.Generator) -> None:
         super().__init__()
         self.d_in = edited.d_in
         width = edited.d_in + edited.d_out

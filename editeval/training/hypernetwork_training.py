@@ -16,7 +16,7 @@ from torch import Tensor
 
 from editeval.models.model import LanguageModel
 from editeval.training import learning
-from editeval.training.hypernetwork import EditedMap, Hypernetwork
+from editeval.training.hypernetwork import Hypernetwork, NamedMap
 from editeval.training.lessons import KEPT_LESSONS, Lesson, Outcome, readable
 from editeval.training.settings import NetworkLearningSettings
 from editeval.types import EditRequest, Progress
@@ -52,7 +52,7 @@ class Trained:
 
 def train(
     lm: LanguageModel,
-    maps: Sequence[EditedMap],
+    maps: Sequence[NamedMap],
     requests: Sequence[EditRequest],
     settings: NetworkLearningSettings,
     *,

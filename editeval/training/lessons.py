@@ -77,11 +77,6 @@ class Lesson:
         with torch.no_grad():
             self._base_ND = self._hidden()[self._num_target_tokens :]
 
-    @property
-    def has_neighbours(self) -> bool:
-        """Whether anything is asked that must stay."""
-        return bool(self._neighbours)
-
     def features(self, sites: Sequence[str]) -> EditingFeatures:
         """Return what the edited maps get and what the loss of prompt and target wants of them, on the unedited model."""
         return editing_features(self._lm, [self._edit], sites, upper=self._edit_pass)
