@@ -19,11 +19,11 @@ from editeval.inference.edited import EditedModel
 from editeval.inference.encoding import encode_pairs
 from editeval.keyvalue.attribution import integration_points, neuron_scores
 from editeval.keyvalue.fine_tuning import target_row
-from editeval.keyvalue.hypernetwork import Hypernetwork
-from editeval.keyvalue.hypernetwork_settings import PUBLISHED_LAYERS, edited_maps
 from editeval.methods.grace import GRACE, cold_value
 from editeval.methods.kn import KN
 from editeval.methods.mend import Editor as MendEditor
+from editeval.training.hypernetwork import Hypernetwork
+from editeval.training.hypernetwork_settings import PUBLISHED_LAYERS, edited_maps
 from editeval.types import EditRequest, SilentProgress
 
 NOTHING_KEPT = Cache(Path("unused"))  # neither KN nor GRACE prepares anything

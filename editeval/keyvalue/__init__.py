@@ -1,1 +1,1 @@
-"""The shared maths of locate-then-edit methods: where the subject ends, key statistics, target values, solves."""
+"""The maths that methods share: where the subject ends, key statistics, target values, solves, gradients; and what those are to take."""

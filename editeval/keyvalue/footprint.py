@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from editeval.keyvalue.graphs import MOST_GRAPHS
+from editeval.keyvalue.target_value import FACTS_PER_PASS
 from editeval.models.sites import sites_for
 from editeval.types import Footprint, ModelDescription, Workload
 
 if TYPE_CHECKING:
     from editeval.keyvalue.settings import LocateSettings
 
-FACTS_TOGETHER = 8  # as in editeval.keyvalue.target_value
 PROMPT_TOKENS = 12  # CounterFact: prompt and target of a row are shorter nine times in ten
 SUFFIX_TOKENS = 6  # from the subject's last token on; CounterFact: mean 4.4, nine rows in ten at most 6
 TARGET_TOKENS = 2
@@ -38,8 +38,8 @@ APPLYING = "applying an edit"
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditedMap:
-    """A linear map that is edited: (d_out, d_in)."""
+class MapShape:
+    """The shape of a linear map that is edited: (d_out, d_in)."""
 
     d_out: int
     d_in: int
@@ -82,22 +82,22 @@ NOTHING = Solver()
 SUMS = 1.5  # of the size of C in float64: a sum in it, and a chunk's own in float32
 
 
-def mlp_maps(model: ModelDescription, count: int) -> list[EditedMap]:
+def mlp_maps(model: ModelDescription, count: int) -> list[MapShape]:
     """Return the MLP output maps of `count` layers."""
-    return [EditedMap(d_out=model.hidden_size, d_in=model.intermediate_size)] * count
+    return [MapShape(d_out=model.hidden_size, d_in=model.intermediate_size)] * count
 
 
-def all_mlp_maps(model: ModelDescription) -> list[EditedMap]:
+def all_mlp_maps(model: ModelDescription) -> list[MapShape]:
     """Return the linear maps of one layer's MLP: those into it, then the one out of it."""
     sites = sites_for(model.model_type)
     fused = 2 if sites.gated and len(sites.mlp_in) == 1 else 1
-    into = EditedMap(d_out=fused * model.intermediate_size, d_in=model.hidden_size)
+    into = MapShape(d_out=fused * model.intermediate_size, d_in=model.hidden_size)
     return [*[into] * len(sites.mlp_in), *mlp_maps(model, 1)]
 
 
-def attention_maps(model: ModelDescription, count: int) -> list[EditedMap]:
+def attention_maps(model: ModelDescription, count: int) -> list[MapShape]:
     """Return the attention output maps of `count` layers."""
-    return [EditedMap(d_out=model.hidden_size, d_in=model.hidden_size)] * count
+    return [MapShape(d_out=model.hidden_size, d_in=model.hidden_size)] * count
 
 
 def locate_footprint(
@@ -106,7 +106,7 @@ def locate_footprint(
     workload: Workload,
     *,
     last_layer: int,
-    maps: Sequence[EditedMap],
+    maps: Sequence[MapShape],
     solver: Solver,
 ) -> Footprint:
     """Predict an edit of `maps` whose target values are optimised at `last_layer`."""
@@ -137,7 +137,7 @@ def locate_footprint(
     )
 
 
-def writing_of(maps: Sequence[EditedMap], workload: Workload) -> Writing:
+def writing_of(maps: Sequence[MapShape], workload: Workload) -> Writing:
     """Predict what the weights themselves take when edits are written into them."""
     matrices = sum(edited.elements for edited in maps)
     scratch = max((edited.elements for edited in maps), default=0) * FLOAT32 * 2  # the difference, and a factor in float64
@@ -145,7 +145,7 @@ def writing_of(maps: Sequence[EditedMap], workload: Workload) -> Writing:
     return Writing(masters=masters, applying=matrices * FLOAT32 + scratch, copies=matrices * workload.element_bytes)
 
 
-def factor_bytes(maps: Sequence[EditedMap], *, rank: int) -> int:
+def factor_bytes(maps: Sequence[MapShape], *, rank: int) -> int:
     """Return the bytes of a low-rank update of each map in the journal."""
     return sum(rank * (edited.d_out + edited.d_in) * FLOAT32 for edited in maps)
 
@@ -171,7 +171,7 @@ def _rows(settings: LocateSettings, facts: int) -> tuple[int, int]:
 
 def _optimising_bytes(settings: LocateSettings, model: ModelDescription, workload: Workload, last_layer: int) -> tuple[int, int]:
     """Return what a step keeps for its gradient, and the keys and values of the positions before."""
-    facts = min(workload.batch_size, FACTS_TOGETHER)
+    facts = min(workload.batch_size, FACTS_PER_PASS)
     rows, tokens = _rows(settings, facts)
     above = model.num_layers - last_layer
     activations = above * rows * SUFFIX_TOKENS * kept_width(model) * workload.element_bytes
@@ -183,7 +183,7 @@ def _optimising_bytes(settings: LocateSettings, model: ModelDescription, workloa
 
 def _captured_cache(settings: LocateSettings, model: ModelDescription, workload: Workload, last_layer: int) -> int:
     """Return the keys and values of the positions before, above the site, that a captured step keeps for the next fact of its shape."""
-    rows, tokens = _rows(settings, min(workload.batch_size, FACTS_TOGETHER))
+    rows, tokens = _rows(settings, min(workload.batch_size, FACTS_PER_PASS))
     return (model.num_layers - last_layer) * _layer_cache(model, workload, rows, tokens)
 
 
@@ -203,7 +203,7 @@ def layer_operations(model: ModelDescription) -> float:
 
 
 def _edit_operations(
-    settings: LocateSettings, model: ModelDescription, workload: Workload, last_layer: int, maps: Sequence[EditedMap]
+    settings: LocateSettings, model: ModelDescription, workload: Workload, last_layer: int, maps: Sequence[MapShape]
 ) -> float:
     rows, tokens = _rows(settings, workload.batch_size)
     layer = layer_operations(model)
@@ -217,7 +217,7 @@ def _edit_operations(
     return settings.num_steps * step + first + walk + solves
 
 
-def _once_operations(settings: LocateSettings, model: ModelDescription, last_layer: int, maps: Sequence[EditedMap]) -> float:
+def _once_operations(settings: LocateSettings, model: ModelDescription, last_layer: int, maps: Sequence[MapShape]) -> float:
     """Return the operations of the pass over the text and of one factorisation and inverse a map."""
     tokens = settings.corpus.tokens if settings.covariance is None else 0
     read = tokens * ((last_layer + 1) * layer_operations(model) + sum(2.0 * edited.d_in**2 for edited in maps))

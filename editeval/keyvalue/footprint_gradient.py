@@ -19,7 +19,7 @@ from editeval.keyvalue.footprint import (
     MASTERS,
     PROMPT_TOKENS,
     TARGET_TOKENS,
-    EditedMap,
+    MapShape,
     factor_bytes,
     kept_width,
     layer_operations,
@@ -64,7 +64,7 @@ class GradientPass:
 
 
 def tuning_footprint(
-    maps: Sequence[EditedMap], model: ModelDescription, workload: Workload, *, first: int, rows_per_step: int, epochs: int, arrivals: int
+    maps: Sequence[MapShape], model: ModelDescription, workload: Workload, *, first: int, rows_per_step: int, epochs: int, arrivals: int
 ) -> Footprint:
     """Predict an edit that fine-tunes whole matrices. The journal gets its gradients as factors, or the change where that is smaller.
 
@@ -92,7 +92,7 @@ def tuning_footprint(
 
 
 def factors_footprint(
-    maps: Sequence[EditedMap], model: ModelDescription, workload: Workload, *, first: int, rank: int, rows_per_step: int, epochs: int
+    maps: Sequence[MapShape], model: ModelDescription, workload: Workload, *, first: int, rank: int, rows_per_step: int, epochs: int
 ) -> Footprint:
     """Predict an edit that fine-tunes factors of `rank` of each map."""
     facts = workload.batch_size

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from editeval.datasets.corpus import Corpus
 from editeval.files import Cache
 from editeval.keyvalue.covariance import CovarianceSource, missing_covariances
-from editeval.keyvalue.footprint import EditedMap, Solver, locate_footprint, mlp_maps
+from editeval.keyvalue.footprint import MapShape, Solver, locate_footprint, mlp_maps
 from editeval.keyvalue.prefixes import check_prefixes, context_prefixes
 from editeval.keyvalue.target_value import TargetSettings
 from editeval.models.model import LanguageModel
@@ -124,7 +124,7 @@ class SpreadSettings(LocateSettings):
         maps = self.maps_of(model, len(layers))
         return locate_footprint(self, model, workload, last_layer=layers[-1], maps=maps, solver=self.solver)
 
-    def maps_of(self, model: ModelDescription, count: int) -> list[EditedMap]:
+    def maps_of(self, model: ModelDescription, count: int) -> list[MapShape]:
         """Return what is edited in `count` layers."""
         return mlp_maps(model, count)
 

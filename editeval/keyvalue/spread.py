@@ -1,6 +1,6 @@
 """One edit spread over several layers: what MEMIT and its relatives share.
 
-For E facts with target values Z at the last edited layer, walk down the edited layers; at each compute the keys K and the current
+For E facts with target values Z at the last edited layer, walk up the edited layers; at each compute the keys K and the current
 values V with all updates so far, and update its linear map by
 
     dW = share * (Z - V) A^T,   A (K, E) from the method's own solve of the keys

@@ -1,4 +1,4 @@
-"""Down the edited layers with the updates found so far, writing no weight.
+"""Up the edited layers with the updates found so far, writing no weight.
 
 A method that spreads an edit over several layers needs the keys of each layer, and what is still missing at the last one, after
 the layers below were updated. The rows end at the subject's last token: attention is causal, so nothing behind it matters there.

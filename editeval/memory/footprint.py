@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from editeval.keyvalue.footprint import FLOAT32, PROMPT_TOKENS, TARGET_TOKENS, all_mlp_maps
 from editeval.keyvalue.footprint_gradient import ADAM_OPERATIONS, GradientPass
-from editeval.keyvalue.footprint_training import Learning, rows_read
 from editeval.memory.encoder import HASHED
+from editeval.training.footprint_training import Learning, rows_read
 from editeval.types import Footprint, ModelDescription, Workload
 
 if TYPE_CHECKING:
-    from editeval.memory.settings import LearningSettings
+    from editeval.training.settings import LearningSettings
 
 FACT_CHARACTERS = 70  # prompt, subject and target
 LAYOUT_CHARACTERS = 200  # what the journal writes around the texts of an edit

@@ -1,4 +1,4 @@
-"""What a method with a memory learns: a classifier, a model that reads. The steps are those of `keyvalue.learning`."""
+"""What a method with a memory learns: a classifier, a model that reads. The steps are those of `training.learning`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from editeval.keyvalue import learning
-from editeval.memory.settings import LearningSettings
+from editeval.training import learning
+from editeval.training.settings import LearningSettings
 from editeval.types import EditRequest, Progress
 
 

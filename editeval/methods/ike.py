@@ -27,12 +27,12 @@ from editeval.inference.adapters import Route
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
 from editeval.keyvalue.footprint import FLOAT32
-from editeval.keyvalue.footprint_training import TRAINING_ROWS
 from editeval.memory.demonstrations import KINDS, DemonstrationPool, example, pool_of, question, statement_that_fits
 from editeval.memory.encoder import SentenceEncoder, encoder_identity, encoder_settings_in, fetch_encoder, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
 from editeval.memory.footprint import encoder_disk, encoder_shape, fact_bytes
 from editeval.models.model import LanguageModel
+from editeval.training.footprint_training import TRAINING_ROWS
 from editeval.types import ConfigError, EditevalError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 

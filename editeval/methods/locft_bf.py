@@ -21,7 +21,7 @@ from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.fine_tuning import TuningSettings, linear_maps, target_row, tune
-from editeval.keyvalue.footprint import EditedMap, all_mlp_maps, attention_maps, mlp_maps
+from editeval.keyvalue.footprint import MapShape, all_mlp_maps, attention_maps, mlp_maps
 from editeval.keyvalue.footprint_gradient import tuning_footprint
 from editeval.keyvalue.settings import chosen_layer
 from editeval.keyvalue.spread import check_batch
@@ -95,7 +95,7 @@ class LocFTBF:
         return chosen_layer(model, self.layer, published_depth=PUBLISHED_DEPTH)
 
 
-def _maps(model: ModelDescription, place: str) -> list[EditedMap]:
+def _maps(model: ModelDescription, place: str) -> list[MapShape]:
     """Return the maps of a place; attention counts as four square ones, at most what it has (keys and values may share heads)."""
     attention = attention_maps(model, 4)
     known = {"mlp_out": mlp_maps(model, 1), "mlp": all_mlp_maps(model), "attention": attention}

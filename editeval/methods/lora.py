@@ -23,7 +23,7 @@ from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.fine_tuning import TuningBatch, target_row
-from editeval.keyvalue.footprint import EditedMap, all_mlp_maps
+from editeval.keyvalue.footprint import MapShape, all_mlp_maps
 from editeval.keyvalue.footprint_gradient import factors_footprint
 from editeval.keyvalue.spread import check_batch
 from editeval.models.model import LanguageModel
@@ -99,12 +99,12 @@ class LoRA:
         return found
 
 
-def _map_named(name: str, model: ModelDescription) -> EditedMap:
+def _map_named(name: str, model: ModelDescription) -> MapShape:
     """Return the shape of a map by the end of its name; what is not the MLP's is attention's, which has at most so many outputs."""
     sites = sites_for(model.model_type)
     named = dict(zip((*sites.mlp_in, sites.mlp_out), all_mlp_maps(model), strict=True))
     of_mlp = {path.rpartition(".")[2]: shape for path, shape in named.items()}
-    return of_mlp.get(name, EditedMap(d_out=FUSED.get(name, 1) * model.hidden_size, d_in=model.hidden_size))
+    return of_mlp.get(name, MapShape(d_out=FUSED.get(name, 1) * model.hidden_size, d_in=model.hidden_size))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

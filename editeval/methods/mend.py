@@ -5,7 +5,7 @@ Mitchell et al. 2022, "Fast Model Editing at Scale", arXiv:2110.11309.
     python launch.py method=mend training=counterfact dataset=counterfact paths.data=DIR prepare_only=true   # train, once
     python launch.py method=mend training=counterfact dataset=counterfact paths.data=DIR num_edits=[1,10]
 
-An edit is one forward and one backward pass for the pairs (u, delta) of every token, and `keyvalue.hypernetwork` for what becomes of them.
+An edit is one forward and one backward pass for the pairs (u, delta) of every token, and `training.hypernetwork` for what becomes of them.
 The update is written back, so edits add up. A batch is the sum of its facts' updates: the network always sees the gradient of
 one fact's mean loss, as in training. `accumulate: false` is what the published evaluation code does: every edit starts from the unedited
 weights, so that only the last one is in the model.
@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.keyvalue.footprint_training import network_footprint
-from editeval.keyvalue.hypernetwork import Hypernetwork
-from editeval.keyvalue.hypernetwork_settings import TrainedSettings, update_of
+from editeval.training.footprint_training import network_footprint
+from editeval.training.hypernetwork import Hypernetwork
+from editeval.training.hypernetwork_settings import TrainedSettings, update_of
 from editeval.types import EditRequest, Footprint, ModelDescription, Progress, Workload
 
 if TYPE_CHECKING:
-    from editeval.keyvalue.hypernetwork_training import Course
+    from editeval.training.hypernetwork_training import Course
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class MEND(TrainedSettings):
 
     def make_course(self) -> Callable[..., Course]:
         """Each row is edited on the unedited model."""
-        from editeval.keyvalue.hypernetwork_training import Course  # here: it imports lightning, which takes seconds
+        from editeval.training.hypernetwork_training import Course  # here: it imports lightning, which takes seconds
 
         return Course
 

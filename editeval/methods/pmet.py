@@ -24,7 +24,7 @@ from torch import Tensor
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.covariance import missing_covariances
-from editeval.keyvalue.footprint import INVERSE, EditedMap, Solver, attention_maps
+from editeval.keyvalue.footprint import INVERSE, MapShape, Solver, attention_maps
 from editeval.keyvalue.inverse import covariance_solvers
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.solve import regularised_keys
@@ -73,7 +73,7 @@ class PMET(SpreadSettings):
         """Return everything that an edit depends on beside model and requests."""
         return {**self.shared_settings(), "edit": self.edit, "covariance_weight": self.covariance_weight}
 
-    def maps_of(self, model: ModelDescription, count: int) -> list[EditedMap]:
+    def maps_of(self, model: ModelDescription, count: int) -> list[MapShape]:
         """Return what is edited in `count` layers."""
         return super().maps_of(model, count) + (attention_maps(model, count) if self.edit == "both" else [])
 

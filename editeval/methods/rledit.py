@@ -6,7 +6,7 @@ Li et al. 2025, "Reinforced Lifelong Editing for Language Models", arXiv:2502.05
     python launch.py method=rledit training=counterfact dataset=counterfact paths.data=DIR num_edits=[1,10,100]
 
 Editing a sequence is a process in which the model is the state, the network the policy, its update the action, and the negative losses
-the reward. `keyvalue.hypernetwork_sequences` has the cost of a trajectory: what an update does to its own fact and, with weights that
+the reward. `training.hypernetwork_sequences` has the cost of a trajectory: what an update does to its own fact and, with weights that
 decay, to the facts before it, and the size of the update. The update is a differentiable function of the network, so the gradient of that
 cost needs no sampling. The network sees gradients of edited models, which are also what its input statistics are of.
 
@@ -25,13 +25,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.keyvalue.footprint_training import network_footprint
-from editeval.keyvalue.hypernetwork import Hypernetwork
-from editeval.keyvalue.hypernetwork_settings import TrainedSettings, update_of
+from editeval.training.footprint_training import network_footprint
+from editeval.training.hypernetwork import Hypernetwork
+from editeval.training.hypernetwork_settings import TrainedSettings, update_of
 from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 if TYPE_CHECKING:
-    from editeval.keyvalue.hypernetwork_training import Course
+    from editeval.training.hypernetwork_training import Course
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class RLEdit(TrainedSettings):
 
     def make_course(self) -> Callable[..., Course]:
         """The rows of a step are edited one after another."""
-        from editeval.keyvalue.hypernetwork_sequences import SequenceCourse  # here: it imports lightning, which takes seconds
+        from editeval.training.hypernetwork_sequences import SequenceCourse  # here: it imports lightning, which takes seconds
 
         return partial(SequenceCourse, memory=self.memory, decay=self.decay, norm_weight=self.norm_weight)
 

@@ -31,7 +31,6 @@ from editeval.files import Cache
 from editeval.inference.adapters import Route
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
-from editeval.keyvalue.archive import read_archive, write_archive
 from editeval.memory.demonstrations import question, statement_that_fits
 from editeval.memory.encoder import SentenceEncoder, encoder_identity, encoder_settings_in, fetch_encoder, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
@@ -44,10 +43,11 @@ from editeval.memory.footprint import (
     reader_training,
     scope_training,
 )
-from editeval.memory.settings import LearningSettings
 from editeval.models.gguf import file_sha256
 from editeval.models.load import PretrainedModel, frozen
 from editeval.models.model import LanguageModel
+from editeval.training.archive import read_archive, write_archive
+from editeval.training.settings import LearningSettings
 from editeval.types import ConfigError, EditevalError, EditRequest, Footprint, ModelDescription, Progress, Workload, content_key
 
 FORMAT_VERSION = 2  # raised when the same rows and settings train other parts than before

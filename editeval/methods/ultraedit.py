@@ -27,7 +27,7 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.features import Features, editing_features
 from editeval.keyvalue.fine_tuning import target_row
-from editeval.keyvalue.footprint import APPLYING, FLOAT32, FLOAT64, MASTERS, PROMPT_TOKENS, EditedMap, all_mlp_maps, writing_of
+from editeval.keyvalue.footprint import APPLYING, FLOAT32, FLOAT64, MASTERS, PROMPT_TOKENS, MapShape, all_mlp_maps, writing_of
 from editeval.keyvalue.footprint_gradient import GradientPass
 from editeval.keyvalue.spread import check_batch
 from editeval.models.sites import sites_for
@@ -142,7 +142,7 @@ def _paths(model: ModelDescription, name: str) -> tuple[str, ...]:
     return (sites.mlp_in[0 if name == "mlp_gate" else 1],)
 
 
-def _maps(model: ModelDescription, name: str) -> list[EditedMap]:
+def _maps(model: ModelDescription, name: str) -> list[MapShape]:
     """Return the shapes of the maps of a kind in one layer."""
     *into, out = all_mlp_maps(model)
     return [out] if name == "mlp_out" else into[: len(_paths(model, name))]

@@ -18,12 +18,12 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.features import Features, editing_features
 from editeval.keyvalue.fine_tuning import target_row
-from editeval.keyvalue.hypernetwork import EditedMap, Hypernetwork
-from editeval.keyvalue.hypernetwork_settings import edited_maps
 from editeval.keyvalue.upper import UpperPass
 from editeval.methods.mend import MEND, Editor
 from editeval.models.model import LanguageModel
 from editeval.models.tiny import TinyModel
+from editeval.training.hypernetwork import Hypernetwork, NamedMap
+from editeval.training.hypernetwork_settings import edited_maps
 from editeval.types import ConfigError, DatasetError, EditevalError, EditRequest, Probe, SilentProgress
 from tests.datasets.examples import Given
 
@@ -143,7 +143,7 @@ def test_outer_products_of_what_hooks_saw_add_up_to_autograds_gradients(tiny: Ca
 
 def test_an_untrained_network_writes_the_normalised_gradient() -> None:
     generator = torch.Generator().manual_seed(1)
-    maps = [EditedMap(path="x", d_in=5, d_out=3), EditedMap(path="y", d_in=5, d_out=3)]
+    maps = [NamedMap(path="x", d_in=5, d_out=3), NamedMap(path="y", d_in=5, d_out=3)]
     network = Hypernetwork(maps, rank=2, rate=0.5, seed=0)
     seen = Features(inputs=torch.randn(40, 5, generator=generator) * 3 + 1, gradients=torch.randn(40, 3, generator=generator) * 1e-3)
     network.observe({"x": Features(inputs=seen.inputs[:10], gradients=seen.gradients[:10])})
@@ -155,7 +155,7 @@ def test_an_untrained_network_writes_the_normalised_gradient() -> None:
 
 
 def test_tokens_without_a_gradient_leave_no_trace() -> None:
-    network = Hypernetwork([EditedMap(path="x", d_in=5, d_out=3)], rank=2, rate=0.5, seed=0)
+    network = Hypernetwork([NamedMap(path="x", d_in=5, d_out=3)], rank=2, rate=0.5, seed=0)
     silent = Features(inputs=torch.ones(4, 5), gradients=torch.zeros(4, 3))
     network.observe({"x": silent})
     assert all(not bool(buffer.any()) for buffer in network.buffers())

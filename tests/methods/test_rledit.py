@@ -15,13 +15,13 @@ from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.features import Features
-from editeval.keyvalue.hypernetwork import Factors, Hypernetwork
-from editeval.keyvalue.hypernetwork_sequences import SequenceCourse, joined
-from editeval.keyvalue.hypernetwork_settings import edited_maps
-from editeval.keyvalue.lessons import Lesson, acting
 from editeval.methods.rledit import RLEdit
 from editeval.models.model import LanguageModel
 from editeval.models.tiny import TinyModel
+from editeval.training.hypernetwork import Factors, Hypernetwork
+from editeval.training.hypernetwork_sequences import SequenceCourse, joined
+from editeval.training.hypernetwork_settings import edited_maps
+from editeval.training.lessons import Lesson, acting
 from editeval.types import ConfigError, EditRequest, SilentProgress
 from tests.datasets.examples import Given
 from tests.methods.test_mend import FIRST, LEARNED, SECOND, KilledError, Told

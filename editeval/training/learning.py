@@ -28,43 +28,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from editeval.files import write_atomic
+from editeval.training.settings import MOST_HELD_BACK, LearningSettings
 from editeval.types import ConfigError, EditevalError, EditRequest, Progress, seed_for
-
-MOST_HELD_BACK = 100
-
-
-class Pace(Protocol):
-    """How long something is trained; `patience` counts steps without a better validation."""
-
-    @property
-    def max_steps(self) -> int:
-        """Steps at most."""
-        ...
-
-    @property
-    def rows_per_step(self) -> int:
-        """Rows that a step reads."""
-        ...
-
-    @property
-    def validate_every(self) -> int:
-        """Steps from one validation, and save, to the next."""
-        ...
-
-    @property
-    def patience(self) -> int:
-        """Steps without a better validation after which training ends."""
-        ...
-
-    @property
-    def gradient_clip(self) -> float:
-        """The largest norm of a step's gradient."""
-        ...
-
-    @property
-    def seed(self) -> int:
-        """Of the order of rows."""
-        ...
 
 
 class Found(Protocol):
@@ -140,7 +105,7 @@ def train(
     learner: Learner[Validation],
     learning: Sequence[EditRequest],
     held_back: Sequence[EditRequest],
-    pace: Pace,
+    settings: LearningSettings,
     *,
     partial: Path,
     device: torch.device,
@@ -157,17 +122,19 @@ def train(
     state = _State(learner=learner)
     if partial.exists():
         state.read(partial)
-        progress.message(f"{what} goes on from step {state.step} of {pace.max_steps}")
-    if not state.finished(pace):
+        progress.message(f"{what} goes on from step {state.step} of {settings.max_steps}")
+    if not state.finished(settings):
         _fit(
             _Module(state),
-            _Steps(state, learning, pace, what, progress),
-            _Watch(state, held_back, pace, partial, what, progress),
-            pace,
+            _Steps(state, learning, settings, what, progress),
+            _Watch(state, held_back, settings, partial, what, progress),
+            settings,
             device,
         )
-    if not state.finished(pace):
-        raise EditevalError(f"{what} was interrupted at step {state.step} of {pace.max_steps}; the same command goes on from what it saved")
+    if not state.finished(settings):
+        raise EditevalError(
+            f"{what} was interrupted at step {state.step} of {settings.max_steps}; the same command goes on from what it saved"
+        )
     _put(learner, state.best)
     learner.to(device)
     return tuple(state.curve)
@@ -199,8 +166,8 @@ class _State(Generic[Validation]):
     def best_step(self) -> int:
         return min(self.curve, key=lambda found: found.loss).step if self.curve else 0
 
-    def finished(self, pace: Pace) -> bool:
-        return self.stopped or self.step >= pace.max_steps
+    def finished(self, settings: LearningSettings) -> bool:
+        return self.stopped or self.step >= settings.max_steps
 
     def write(self, path: Path) -> None:
         tensors = {f"now/{name}": tensor for name, tensor in _tensors(self.learner).items()}
@@ -228,19 +195,19 @@ class _State(Generic[Validation]):
 class _Steps:
     """The rows of each step still to be made."""
 
-    def __init__(self, state: _State[Any], rows: Sequence[EditRequest], pace: Pace, what: str, progress: Progress) -> None:
+    def __init__(self, state: _State[Any], rows: Sequence[EditRequest], settings: LearningSettings, what: str, progress: Progress) -> None:
         self._state = state
         self._rows = rows
-        self._pace = pace
+        self._settings = settings
         self._what = what
         self._progress = progress
 
     def __iter__(self) -> Iterator[list[EditRequest]]:
-        pace, steps = self._pace, range(self._state.step, self._pace.max_steps)
+        settings, steps = self._settings, range(self._state.step, self._settings.max_steps)
         for step in self._progress.track(steps, description=self._what, total=len(steps)):
             if self._state.stopped:
                 return
-            chosen = rows_of_step(step, rows_per_step=pace.rows_per_step, num_rows=len(self._rows), seed=pace.seed)
+            chosen = rows_of_step(step, rows_per_step=settings.rows_per_step, num_rows=len(self._rows), seed=settings.seed)
             yield [self._rows[row] for row in chosen]
 
 
@@ -273,31 +240,31 @@ class _Watch(lightning.Callback):
     """Validates, keeps the best state, saves, stops early."""
 
     def __init__(
-        self, state: _State[Any], held_back: Sequence[EditRequest], pace: Pace, partial: Path, what: str, progress: Progress
+        self, state: _State[Any], held_back: Sequence[EditRequest], settings: LearningSettings, partial: Path, what: str, progress: Progress
     ) -> None:
         self._state = state
         self._held_back = held_back
-        self._pace = pace
+        self._settings = settings
         self._partial = partial
         self._what = what
         self._progress = progress
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the step; every so many, validate and save."""
-        state, pace = self._state, self._pace
+        state, settings = self._state, self._settings
         if state.stopped:
             return
         state.step += 1
-        if state.step % pace.validate_every and state.step < pace.max_steps:
+        if state.step % settings.validate_every and state.step < settings.max_steps:
             return
         found = state.learner.validate(self._held_back, state.step)
         state.curve.append(found)
         self._progress.message(f"{self._what} step {state.step}: {found.text()}")
         if state.best_step == state.step:
             state.best = {name: tensor.clone() for name, tensor in _tensors(state.learner).items()}
-        state.stopped = state.step - state.best_step >= pace.patience
+        state.stopped = state.step - state.best_step >= settings.patience
         if state.stopped:
-            self._progress.message(f"no better validation for {pace.patience} steps: training ends")
+            self._progress.message(f"no better validation for {settings.patience} steps: training ends")
             trainer.should_stop = True
         state.moments = _moments(trainer.optimizers[0], state.learner)
         state.write(self._partial)
@@ -312,14 +279,16 @@ def _moments(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, d
     return found
 
 
-def _fit(module: lightning.LightningModule, steps: Any, watch: lightning.Callback, pace: Pace, device: torch.device) -> None:
+def _fit(
+    module: lightning.LightningModule, steps: Any, watch: lightning.Callback, settings: LearningSettings, device: torch.device
+) -> None:
     """Make the steps that `steps` yields, on a device; `watch` may end it. Nothing is logged or saved beside what `watch` does."""
     with _quiet():
         trainer = lightning.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=[device.index or 0] if device.type == "cuda" else 1,
             max_epochs=1,
-            gradient_clip_val=pace.gradient_clip,
+            gradient_clip_val=settings.gradient_clip,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,

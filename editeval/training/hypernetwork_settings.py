@@ -15,17 +15,18 @@ import torch
 from editeval.datasets.training import TrainingSet
 from editeval.edits.delta import LowRankDelta
 from editeval.files import Cache
-from editeval.keyvalue.archive import read_archive, write_archive
 from editeval.keyvalue.features import editing_features
 from editeval.keyvalue.fine_tuning import target_row
-from editeval.keyvalue.hypernetwork import EditedMap, Hypernetwork, LearningSettings
 from editeval.models.gguf import file_sha256
 from editeval.models.model import LanguageModel
 from editeval.models.sites import Sites
+from editeval.training.archive import read_archive, write_archive
+from editeval.training.hypernetwork import Hypernetwork, NamedMap
+from editeval.training.settings import NetworkLearningSettings
 from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, content_key
 
 if TYPE_CHECKING:
-    from editeval.keyvalue.hypernetwork_training import Course
+    from editeval.training.hypernetwork_training import Course
 
 PUBLISHED_LAYERS = 3  # the last ones
 
@@ -122,9 +123,9 @@ class TrainedSettings:
     # -- inside ------------------------------------------------------------------------------------------------------
 
     @property
-    def _learning_settings(self) -> LearningSettings:
-        names = (name for name in LearningSettings.__dataclass_fields__ if name != "seed")
-        return LearningSettings(**{name: getattr(self, name) for name in names}, seed=self.training_seed)
+    def _learning_settings(self) -> NetworkLearningSettings:
+        names = (name for name in NetworkLearningSettings.__dataclass_fields__ if name != "seed")
+        return NetworkLearningSettings(**{name: getattr(self, name) for name in names}, seed=self.training_seed)
 
     def _learning(self) -> Mapping[str, Any]:
         return {
@@ -137,8 +138,8 @@ class TrainedSettings:
     def _key(self, lm: LanguageModel) -> str:
         return content_key({"model": lm.fingerprint, **self._learning()})
 
-    def _train(self, lm: LanguageModel, maps: Sequence[EditedMap], first: int, path: Path, progress: Progress) -> None:
-        from editeval.keyvalue.hypernetwork_training import train  # here: it imports lightning, which takes seconds
+    def _train(self, lm: LanguageModel, maps: Sequence[NamedMap], first: int, path: Path, progress: Progress) -> None:
+        from editeval.training.hypernetwork_training import train  # here: it imports lightning, which takes seconds
 
         requests = self.training.load()
         progress.message(f"training on {len(requests)} rows of {self.training.name}, {self.max_steps} steps at most; later runs read it")
@@ -159,7 +160,7 @@ class TrainedSettings:
         write_archive(path, trained.network.state_dict(), about, kind=self.kind)
         partial.unlink(missing_ok=True)
 
-    def _load(self, path: Path, lm: LanguageModel, maps: Sequence[EditedMap]) -> tuple[Hypernetwork, Mapping[str, Any]]:
+    def _load(self, path: Path, lm: LanguageModel, maps: Sequence[NamedMap]) -> tuple[Hypernetwork, Mapping[str, Any]]:
         """Return the network of a file, and what the file says of its training.
 
         Raises:
@@ -192,9 +193,9 @@ def update_of(
     return deltas, features.loss
 
 
-def edited_maps(lm: LanguageModel, layers: Sequence[int]) -> tuple[EditedMap, ...]:
+def edited_maps(lm: LanguageModel, layers: Sequence[int]) -> tuple[NamedMap, ...]:
     """Return every linear map of the MLPs of these layers."""
-    return tuple(EditedMap(path=path.format(layer), **_widths(lm, path.format(layer))) for layer in layers for path in _paths(lm.sites))
+    return tuple(NamedMap(path=path.format(layer), **_widths(lm, path.format(layer))) for layer in layers for path in _paths(lm.sites))
 
 
 def _paths(sites: Sites) -> tuple[str, ...]:

@@ -14,13 +14,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from editeval.keyvalue import learning
-from editeval.keyvalue.hypernetwork import EditedMap, Hypernetwork, LearningSettings
-from editeval.keyvalue.lessons import Lesson, Outcome, readable
 from editeval.models.model import LanguageModel
+from editeval.training import learning
+from editeval.training.hypernetwork import Hypernetwork, NamedMap
+from editeval.training.lessons import KEPT_LESSONS, Lesson, Outcome, readable
+from editeval.training.settings import NetworkLearningSettings
 from editeval.types import EditRequest, Progress
-
-KEPT_LESSONS = 1000  # what stands before the edited layers is kept of so many rows; of more it is computed again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +52,9 @@ class Trained:
 
 def train(
     lm: LanguageModel,
-    maps: Sequence[EditedMap],
+    maps: Sequence[NamedMap],
     requests: Sequence[EditRequest],
-    settings: LearningSettings,
+    settings: NetworkLearningSettings,
     *,
     first: int,
     partial: Path,
@@ -116,7 +115,7 @@ class Course:
     lm: LanguageModel
     sites: tuple[str, ...]
     first: int
-    settings: LearningSettings
+    settings: NetworkLearningSettings
     _lessons: dict[str, Lesson] = field(default_factory=dict)
 
     def lesson(self, request: EditRequest) -> Lesson:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editeval.keyvalue.hypernetwork import Factors, Hypernetwork
-from editeval.keyvalue.hypernetwork_training import Course
-from editeval.keyvalue.lessons import Lesson, Outcome, acting
+from editeval.training.hypernetwork import Factors, Hypernetwork
+from editeval.training.hypernetwork_training import Course
+from editeval.training.lessons import Lesson, Outcome, acting
 from editeval.types import EditRequest
 
 

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from editeval.edits.delta import LowRankDelta
 from editeval.keyvalue.features import Features
-from editeval.types import ConfigError, seed_for
+from editeval.types import seed_for
 
 EPSILON = 1e-7
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditedMap:
+class NamedMap:
     """A linear map that is edited: its path and its widths."""
 
     path: str
@@ -42,42 +42,6 @@ class EditedMap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningSettings:
-    """How a hypernetwork is made and learns. A step reads `rows_per_step` rows; `patience` counts steps without a better validation.
-
-    Raises:
-        ConfigError: a number that cannot work.
-    """
-
-    rank: int
-    edit_learning_rate: float
-    learning_rate: float
-    rate_learning_rate: float
-    edit_weight: float
-    locality_weight: float
-    gradient_clip: float
-    max_steps: int
-    rows_per_step: int
-    validate_every: int
-    patience: int
-    held_back: float
-    seed: int
-
-    def __post_init__(self) -> None:
-        for name in ("rank", "max_steps", "rows_per_step", "validate_every", "patience"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1; set method.{name}")
-        for name in ("edit_learning_rate", "learning_rate", "rate_learning_rate", "edit_weight", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name}={getattr(self, name)} must be above 0; set method.{name}")
-        if self.locality_weight < 0 or not 0 < self.held_back < 1:
-            raise ConfigError(
-                f"locality_weight={self.locality_weight} must not be negative and held_back={self.held_back} lies between 0 and 1; "
-                "set method.locality_weight, method.held_back"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
 class Factors:
     """An update as it is summed: left (d_out, N) @ right (N, d_in)."""
 
@@ -88,10 +52,10 @@ class Factors:
 class Hypernetwork(nn.Module):
     """The networks and rates of all edited maps."""
 
-    def __init__(self, maps: Sequence[EditedMap], *, rank: int, rate: float, seed: int) -> None:
+    def __init__(self, maps: Sequence[NamedMap], *, rank: int, rate: float, seed: int) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed_for("hypernetwork", seed))
-        by_shape: dict[str, list[EditedMap]] = {}
+        by_shape: dict[str, list[NamedMap]] = {}
         for edited in maps:
             by_shape.setdefault(edited.shape, []).append(edited)
         self._place = {edited.path: (shape, number) for shape, group in by_shape.items() for number, edited in enumerate(group)}
@@ -133,9 +97,8 @@ class PairNetwork(nn.Module):
     """The network of all maps of one shape, with the running statistics of what goes into them."""
 
     inputs_count: Tensor
-    gradients_count: Tensor
 
-    def __init__(self, edited: EditedMap, *, rank: int, num_maps: int, generator: torch.Generator) -> None:
+    def __init__(self, edited: NamedMap, *, rank: int, num_maps: int, generator: torch.Generator) -> None:
         super().__init__()
         self.d_in = edited.d_in
         width = edited.d_in + edited.d_out

@@ -10,11 +10,10 @@ from omegaconf import DictConfig
 
 from editeval.experiment import build
 from editeval.interfaces import EditMethod, ModelSource, Predictable
-from editeval.keyvalue import footprint_training
 from editeval.keyvalue.footprint import all_mlp_maps
-from editeval.keyvalue.footprint_training import network_parameters
-from editeval.keyvalue.hypernetwork import Hypernetwork
-from editeval.keyvalue.hypernetwork_settings import edited_maps
+from editeval.training.footprint_training import network_parameters
+from editeval.training.hypernetwork import Hypernetwork
+from editeval.training.hypernetwork_settings import edited_maps
 from editeval.types import Workload
 
 
@@ -41,11 +40,3 @@ def test_a_trained_network_that_is_given_costs_no_training(compose_config: Calla
     assert given.once_operations == given.disk_bytes == 0
     assert given.journal_bytes == trained.journal_bytes
     assert max(given.peak_bytes.values()) < max(trained.peak_bytes.values())
-
-
-def test_numbers_that_are_repeated_here_are_those_of_the_trainers() -> None:
-    """They stand twice because the trainers import lightning, which takes seconds."""
-    from editeval.keyvalue import hypernetwork_training, learning
-
-    assert footprint_training.KEPT_LESSONS == hypernetwork_training.KEPT_LESSONS
-    assert footprint_training.HELD_BACK_ROWS == learning.MOST_HELD_BACK

@@ -17,15 +17,16 @@ from transformers import PreTrainedTokenizerFast
 
 from editeval.keyvalue.features import EditingFeatures, editing_features
 from editeval.keyvalue.fine_tuning import TargetRow, scored_row
-from editeval.keyvalue.hypernetwork import Factors
 from editeval.keyvalue.lookup import BARE, locate
 from editeval.keyvalue.suffix import next_token_logits
 from editeval.keyvalue.upper import UpperPass
 from editeval.models.model import LanguageModel
+from editeval.training.hypernetwork import Factors
 from editeval.types import DatasetError, EditError, EditRequest
 
 MOST_PROMPTS = 4  # of each kind a row
 MOST_TOKENS = 128  # a text
+KEPT_LESSONS = 1000  # what stands before the edited layers is kept of so many rows; of more it is computed again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +76,6 @@ class Lesson:
         )
         with torch.no_grad():
             self._base_ND = self._hidden()[self._num_target_tokens :]
-
-    @property
-    def has_neighbours(self) -> bool:
-        """Whether anything is asked that must stay."""
-        return bool(self._neighbours)
 
     def features(self, sites: Sequence[str]) -> EditingFeatures:
         """Return what the edited maps get and what the loss of prompt and target wants of them, on the unedited model."""

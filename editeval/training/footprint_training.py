@@ -8,16 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from editeval.keyvalue.footprint import APPLYING, FLOAT32, MASTERS, PROMPT_TOKENS, TARGET_TOKENS, EditedMap, all_mlp_maps, writing_of
+from editeval.keyvalue.footprint import APPLYING, FLOAT32, MASTERS, PROMPT_TOKENS, TARGET_TOKENS, MapShape, all_mlp_maps, writing_of
 from editeval.keyvalue.footprint_gradient import ADAM_OPERATIONS, GradientPass
+from editeval.training.lessons import KEPT_LESSONS
+from editeval.training.settings import MOST_HELD_BACK
 from editeval.types import Footprint, ModelDescription, Workload
 
 if TYPE_CHECKING:
-    from editeval.keyvalue.hypernetwork_settings import TrainedSettings
+    from editeval.training.hypernetwork_settings import TrainedSettings
 
 TRAINING_ROWS = 20_000  # CounterFact's; how many a data set leaves is not looked up
-HELD_BACK_ROWS = 100  # editeval.keyvalue.learning keeps at most so many back
-KEPT_LESSONS = 1000  # as in editeval.keyvalue.hypernetwork_training
 ASKED_ROWS = 7  # of a lesson, in CounterFact: the prompt, two paraphrases, four of the neighbours
 # Copies of what learns beside itself: its gradient, Adam's two moments, the best state so far, and the moments while they are saved.
 LEARNING_COPIES = 6
@@ -48,7 +48,7 @@ class Learning:
 
 def rows_read(max_steps: int, rows_per_step: int, validate_every: int) -> float:
     """Return how many rows training reads, those of validations counted as a third (no way back)."""
-    return max_steps * (rows_per_step + HELD_BACK_ROWS / validate_every / 3)
+    return max_steps * (rows_per_step + MOST_HELD_BACK / validate_every / 3)
 
 
 def network_footprint(
@@ -85,7 +85,7 @@ def network_footprint(
     )
 
 
-def network_parameters(maps: list[EditedMap], *, rank: int) -> int:
+def network_parameters(maps: list[MapShape], *, rank: int) -> int:
     """Return the parameters of a hypernetwork: two low-rank layers a shape, with scale and shift of each map."""
     found = 0
     for shape in {edited.shape for edited in maps}:

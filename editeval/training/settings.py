@@ -1,0 +1,65 @@
+"""How long and how fast something is trained; apart from the loop, because that imports lightning, which takes seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from editeval.types import ConfigError
+
+MOST_HELD_BACK = 100  # rows to validate on, whatever the share
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningSettings:
+    """Adam's step size, steps and their rows, how often to validate, and after how many steps without a better loss to end.
+
+    `gradient_clip` is the largest norm of a step's gradient, `held_back` the share of the rows to validate on, `seed` that of the order
+    of rows. The names of the fields are part of what trained parts are kept by.
+
+    Raises:
+        ConfigError: a number that cannot be.
+    """
+
+    learning_rate: float
+    gradient_clip: float
+    max_steps: int
+    rows_per_step: int
+    validate_every: int
+    patience: int
+    held_back: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "rows_per_step", "validate_every", "patience"):
+            if not getattr(self, name) >= 1:
+                raise ConfigError(f"method.{name}={getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"method.{name}={getattr(self, name)} must be above 0")
+        if not 0 < self.held_back < 1:
+            raise ConfigError(f"method.held_back={self.held_back} must be a share of the training rows between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkLearningSettings(LearningSettings):
+    """How a hypernetwork is made and learns: its rank, what the learned rates start from and their step size, and the losses' weights.
+
+    Raises:
+        ConfigError: a number that cannot be.
+    """
+
+    rank: int
+    edit_learning_rate: float
+    rate_learning_rate: float
+    edit_weight: float
+    locality_weight: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rank >= 1:
+            raise ConfigError(f"method.rank={self.rank} must be at least 1")
+        for name in ("edit_learning_rate", "rate_learning_rate", "edit_weight"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"method.{name}={getattr(self, name)} must be above 0")
+        if not self.locality_weight >= 0:
+            raise ConfigError(f"method.locality_weight={self.locality_weight} must not be negative")
