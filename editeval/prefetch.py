@@ -19,8 +19,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from editeval.build import build
 from editeval.datasets.corpus import Corpus
-from editeval.experiment import build
 from editeval.files import write_atomic
 from editeval.interfaces import Benchmark, EditDataset, EditMethod, Fetches, FetchesModels, ModelSource
 from editeval.types import EditevalError, Progress, SilentProgress, content_key

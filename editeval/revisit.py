@@ -16,10 +16,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from editeval.build import build
 from editeval.edits.delta import Edit
 from editeval.edits.delta_files import load_deltas, save_deltas
 from editeval.edits.journal import EditJournal
-from editeval.experiment import assemble, build, load_for, select
+from editeval.experiment import assemble, load_for, select
 from editeval.files import Cache, write_atomic
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, EvaluationContext, ModelSource, attach

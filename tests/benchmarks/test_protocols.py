@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from editeval.benchmarks.lm_harness import HarnessBenchmark
-from editeval.experiment import build
+from editeval.build import build
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Benchmark
 from editeval.types import ConfigError, Evaluation

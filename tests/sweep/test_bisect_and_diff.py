@@ -11,9 +11,9 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from editeval.build import build
 from editeval.edits.delta import Edit, LowRankDelta
 from editeval.edits.journal import EditJournal
-from editeval.experiment import build
 from editeval.interfaces import ModelSource
 from editeval.runner.results import ScoreStore, append_edit, write_manifest
 from editeval.sweep.bisect import find_breaking_edit

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch.profiler import ProfilerActivity, profile
 
 from editeval.__main__ import main
-from editeval.experiment import build
+from editeval.build import build
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, Editor, ModelSource, Predictable
