@@ -116,11 +116,13 @@ def _composed(overrides: list[str]) -> DictConfig:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from editeval.hydra_errors import CONF, sentence
+
     try:
-        with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             config: DictConfig = compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise EditevalError(" ".join(str(error).split())) from error
+        raise EditevalError(sentence(error, overrides)) from error
     return config
 
 

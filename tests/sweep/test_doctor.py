@@ -25,6 +25,7 @@ from editeval.models.shapes import published_config, weight_bytes
 from editeval.prefetch import MANIFEST, file_hash
 from editeval.sweep.doctor import diagnose
 from editeval.types import EditRequest, ModelDescription, Progress, SilentProgress, Workload
+from tests.conftest import REPOSITORY
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GIGABYTE = 10**9
@@ -220,6 +221,22 @@ def test_statistics_of_every_edited_map_are_asked_for(compose_config: Compose, o
 def test_a_wrong_setting_is_named_before_torch_is_imported() -> None:
     code = "import sys; from editeval.__main__ import main; main(['doctor', 'method.lyer=1']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("method=rom", "error: method has no option 'rom'; did you mean 'rome'? Known: "),
+        ("benchmark=[quik]", "error: benchmark has no option 'quik'; did you mean 'quick'? Known: "),
+        ("method.layr=3", "error: there is no setting 'method.layr'; did you mean 'layer'? Known: "),
+    ],
+)
+def test_a_wrong_word_is_one_sentence_with_what_was_meant(override: str, expected: str) -> None:
+    command = [sys.executable, "-m", "editeval", "doctor", override]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(expected)
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_gpu_that_is_planned_for_and_not_there_is_missing(compose_config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
