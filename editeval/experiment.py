@@ -26,7 +26,8 @@ from editeval.interfaces import Benchmark, Callback, ChecksModel, EditDataset, E
 from editeval.models.packed import PackedWeights, allowed_bytes
 from editeval.models.prompt_format import CHAT, RAW, check_format, check_template, in_format, wrapper
 from editeval.runner.folder import check_writable, log_to, origin, quiet
-from editeval.runner.results import JOURNAL_FOLDER, BaseScores, ScoreStore, write_manifest
+from editeval.runner.results import BaseScores, ScoreStore
+from editeval.runner.run_files import JOURNAL_FOLDER, write_manifest
 from editeval.runner.runner import Runner, Trajectory
 from editeval.types import ConfigError, EditRequest, Progress, Score, SilentProgress, content_key
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -70,6 +71,26 @@ def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
             continue
         rows.append(row)
     return rows, torn
+
+
+def tag_floats(value: Any) -> Any:
+    """Return the value with NaN and infinity as `{"non_finite": "nan"}`: standard JSON that `restore_floats` turns back."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"non_finite": repr(value)}
+    if isinstance(value, Mapping):
+        return {key: tag_floats(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [tag_floats(item) for item in value]
+    return value
+
+
+def restore_floats(value: Any) -> Any:
+    """Return what `tag_floats` was given, read back from JSON; tuples are lists."""
+    if isinstance(value, dict):
+        if set(value) == {"non_finite"} and value["non_finite"] in ("nan", "inf", "-inf"):
+            return float(value["non_finite"])
+        return {key: restore_floats(item) for key, item in value.items()}
+    return [restore_floats(item) for item in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, EvaluationContext, ModelSource, attach
 from editeval.models.load import PretrainedModel
 from editeval.models.packed import allowed_bytes
-from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, read_edits, read_manifest
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import JOURNAL_FOLDER, read_edits, read_manifest
 from editeval.types import EditevalError, JournalError, SilentProgress
 
 

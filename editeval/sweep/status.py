@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from editeval.runner.results import MANIFEST_FILE, ScoreStore, read_collapse, read_manifest
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import MANIFEST_FILE, read_collapse, read_manifest
 from editeval.sweep import records
 from editeval.sweep.plan import BENCHMARK, NUM_EDITS, counts_of, job_id
 from editeval.sweep.records import JobRecord, PlannedJob

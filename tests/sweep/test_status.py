@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from editeval.interfaces import RunState
-from editeval.runner.results import ScoreStore, write_collapse, write_manifest
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import write_collapse, write_manifest
 from editeval.sweep import records
 from editeval.sweep.plan import Job, job_id
 from editeval.sweep.records import JobRecord, PlannedJob, Process, SweepRecord
