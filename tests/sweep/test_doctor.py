@@ -18,11 +18,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from editeval.__main__ import main
 from editeval.build import build
-from editeval.files import Cache
+from editeval.files import Cache, file_sha256
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, Editor, ModelSource, Predictable
 from editeval.models.shapes import published_config, weight_bytes
-from editeval.prefetch import MANIFEST, file_hash
+from editeval.prefetch import MANIFEST
 from editeval.sweep.doctor import diagnose
 from editeval.types import EditRequest, ModelDescription, Progress, SilentProgress, Workload
 from tests.conftest import REPOSITORY
@@ -281,7 +281,7 @@ def test_a_prefetched_file_that_was_cut_is_named(compose_config: Compose, tmp_pa
     weights = tmp_path / "models" / "small" / "model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights")
-    files = {"models/small/model.safetensors": file_hash(weights)}
+    files = {"models/small/model.safetensors": file_sha256(weights)}
     (tmp_path / MANIFEST).write_text(json.dumps({"parts": {"model": {"settings": "", "files": files}}}))
     config = compose_config("model=tiny-gpt2", f"paths.data={tmp_path}", EDITS)
     assert diagnose(config, offline=True).ready
