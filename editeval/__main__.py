@@ -244,7 +244,7 @@ def _verify(options: argparse.Namespace) -> int:
         print(f"DIFFERENT: {difference}")  # noqa: T201
     verdict = "verified" if found.passed else "NOT verified"
     print(  # noqa: T201
-        f"{verdict}: {counted(found.num_edits, 'edit')} replayed, {counted(found.digests_compared, 'weight digest')} and "
+        f"{verdict}: {counted(found.rung, 'edit')} replayed, {counted(found.digests_compared, 'weight digest')} and "
         f"{counted(found.scores_compared, 'score')} of rung {found.rung} compared, {counted(len(found.differences), 'difference')}"
     )
     return 0 if found.passed else 1

@@ -33,9 +33,8 @@ from editeval.types import EditevalError, JournalError, SilentProgress
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What `verify` found: how many edits were replayed, what was measured again, and every difference."""
+    """What `verify` found: the rung to which edits were replayed and at which was measured again, and every difference."""
 
-    num_edits: int
     digests_compared: int
     rung: int
     scores_compared: int
@@ -122,7 +121,7 @@ def verify(run_dir: Path | str, *, rung: int | None = None) -> Verification:
                 differences.append(
                     f"{name}/{found.task}.{found.metric}.{found.protocol}: stored {before:.6g}, measured again {found.value:.6g}"
                 )
-    return Verification(num_edits=rung, digests_compared=compared, rung=rung, scores_compared=checked, differences=tuple(differences))
+    return Verification(digests_compared=compared, rung=rung, scores_compared=checked, differences=tuple(differences))
 
 
 def export(run_dir: Path | str, to: Path | str, *, num_edits: int | None = None) -> Path:
