@@ -106,6 +106,16 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_hash(folder: Path, *patterns: str) -> str:
+    """Return the sha256 over the files that match a pattern, each once: their paths inside the folder and their bytes."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
 def tag_floats(value: Any) -> Any:
     """Return the value with NaN and infinity as `{"non_finite": "nan"}`: standard JSON that `restore_floats` turns back."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -26,9 +26,8 @@ from editeval.benchmarks.harness_fit import ON_LONG_CONTEXT, check_answers, chec
 from editeval.benchmarks.harness_guard import Replacement, guarded
 from editeval.benchmarks.harness_results import Reading, item_records, measurements, reported
 from editeval.benchmarks.harness_tasks import RunnableTask, TaskRules, build_requests_once, leaves, task_folders
-from editeval.benchmarks.local_data import files_hash
 from editeval.benchmarks.subset import stratified_subset
-from editeval.files import write_jsonl
+from editeval.files import files_hash, write_jsonl
 from editeval.inference.edited import EditedModel
 from editeval.inference.endings import NO_EARLY_STOPS, EarlyStops
 from editeval.interfaces import EvaluationContext
