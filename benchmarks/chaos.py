@@ -21,7 +21,7 @@ from pathlib import Path
 
 from editeval.edits.journal import EditJournal
 from editeval.files import read_jsonl
-from editeval.runner.results import read_manifest
+from editeval.runner.run_files import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)

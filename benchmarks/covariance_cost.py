@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 import torch
 from hydra import compose, initialize_config_dir
 
-from editeval.experiment import build
+from editeval.build import build
 from editeval.interfaces import ModelSource
 from editeval.keyvalue.covariance import _batches, _chunk_sums, _chunks, token_pieces
 from editeval.keyvalue.suffix import pad_rows

@@ -29,7 +29,7 @@ from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM
 
 from benchmarks.speed_setup import facts, smollm2
-from editeval.experiment import build
+from editeval.build import build
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod

@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 import torch
 from hydra import compose, initialize_config_dir
 
+from editeval.build import build
 from editeval.datasets.counterfact import CounterFact
-from editeval.experiment import build
 from editeval.files import Cache, append_jsonl, read_jsonl
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, ModelSource

@@ -14,8 +14,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from editeval.build import build
 from editeval.datasets.counterfact import CounterFact
-from editeval.experiment import build
 from editeval.keyvalue.inverse import CovarianceInverse
 from editeval.keyvalue.null_space import NullSpace
 from editeval.keyvalue.solve import CholeskyFactor, factorise

@@ -26,7 +26,7 @@ from statistics import mean
 from typing import Any
 
 from editeval.files import read_jsonl
-from editeval.runner.results import read_manifest
+from editeval.runner.run_files import read_manifest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER_METHODS = ("rome", "memit", "pmet", "mend", "kn", "grace", "serac")

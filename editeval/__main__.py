@@ -116,11 +116,13 @@ def _composed(overrides: list[str]) -> DictConfig:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    from editeval.hydra_errors import CONF, sentence
+
     try:
-        with initialize_config_dir(str(Path(__file__).resolve().parents[1] / "conf"), version_base="1.3"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
             config: DictConfig = compose("config", overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise EditevalError(" ".join(str(error).split())) from error
+        raise EditevalError(sentence(error, overrides)) from error
     return config
 
 
@@ -242,7 +244,7 @@ def _verify(options: argparse.Namespace) -> int:
         print(f"DIFFERENT: {difference}")  # noqa: T201
     verdict = "verified" if found.passed else "NOT verified"
     print(  # noqa: T201
-        f"{verdict}: {counted(found.num_edits, 'edit')} replayed, {counted(found.digests_compared, 'weight digest')} and "
+        f"{verdict}: {counted(found.rung, 'edit')} replayed, {counted(found.digests_compared, 'weight digest')} and "
         f"{counted(found.scores_compared, 'score')} of rung {found.rung} compared, {counted(len(found.differences), 'difference')}"
     )
     return 0 if found.passed else 1

@@ -1,4 +1,4 @@
-"""From config to objects: the only file that knows both, and the order in which a run comes to life.
+"""A run's objects, made of its config, and the order in which the run comes to life.
 
 Everything that can be wrong is checked before weights are loaded: names and fields of every group, the model's shape
 against the method's settings, the data, the benchmarks' files.
@@ -7,20 +7,17 @@ against the method's settings, the data, the benchmarks' files.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache as remember
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from hydra.errors import HydraException
-from hydra.utils import get_class, instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import DictConfig
 
+from editeval.build import build, positive, resolve, rungs_of
 from editeval.datasets.selection import known, known_requests, order
 from editeval.edits.journal import EditJournal
 from editeval.files import Cache
@@ -29,17 +26,14 @@ from editeval.interfaces import Benchmark, Callback, ChecksModel, EditDataset, E
 from editeval.models.packed import PackedWeights, allowed_bytes
 from editeval.models.prompt_format import CHAT, RAW, check_format, check_template, in_format, wrapper
 from editeval.runner.folder import check_writable, log_to, origin, quiet
-from editeval.runner.results import JOURNAL_FOLDER, BaseScores, ScoreStore, write_manifest
+from editeval.runner.results import BaseScores, ScoreStore
+from editeval.runner.run_files import JOURNAL_FOLDER, write_manifest
 from editeval.runner.runner import Runner, Trajectory
 from editeval.types import ConfigError, EditRequest, Progress, Score, SilentProgress, content_key
 
 log = logging.getLogger(__name__)
 
 EDIT_SETTINGS_VERSION = 2  # raised when the same settings give other edits than before; makes every earlier edit key a different one
-
-Kind = TypeVar("Kind")
-
-_PLAIN = frozenset({"bool", "int", "float", "str", "None"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -89,7 +83,7 @@ def assemble(config: DictConfig) -> Experiment:
         ConfigError: a wrong name, field, number or combination.
         DatasetError: a file or row is wrong.
     """
-    resolved = _resolve(config)
+    resolved = resolve(config)
     experiment = Experiment(
         source=build(config.model, "model", ModelSource),
         method=build(config.method, "method", EditMethod),
@@ -99,9 +93,9 @@ def assemble(config: DictConfig) -> Experiment:
             build(node, f"{group}.{name}", Callback) for group in ("callback", "logger") for name, node in (config.get(group) or {}).items()
         ),
         rungs=rungs_of(config.num_edits),
-        batch_size=_positive(config.batch_size, "batch_size"),
+        batch_size=positive(config.batch_size, "batch_size"),
         seed=int(config.seed),
-        batch_tokens=_positive(config.engine.batch_tokens, "engine.batch_tokens"),
+        batch_tokens=positive(config.engine.batch_tokens, "engine.batch_tokens"),
         packed_bytes=allowed_bytes(config.engine.get("packed_gib")),
         prompt_format=str(config.get("prompt_format", RAW)),  # a run of before it was a setting has none
         runs=Path(config.paths.runs),
@@ -210,71 +204,6 @@ def _progress(experiment: Experiment) -> Progress:
     return next((callback for callback in experiment.callbacks if isinstance(callback, Progress)), SilentProgress())
 
 
-# -- config to objects -----------------------------------------------------------------------------------------------------
-
-
-def build(node: DictConfig, where: str, kind: type[Kind]) -> Kind:
-    """Instantiate a config node, naming a field that its class does not have.
-
-    Raises:
-        ConfigError: no `_target_`, an unknown class or field, or a value that the class refuses.
-    """
-    if not isinstance(node, DictConfig) or "_target_" not in node:
-        raise ConfigError(f"{where} has no _target_; choose a file of conf/{where.split('.')[0]}, got {node!r}")
-    try:
-        target = get_class(node._target_)
-    except Exception as error:
-        raise ConfigError(f"{where}._target_={node._target_} is no class that can be imported: {error}") from error
-    if dataclasses.is_dataclass(target):
-        allowed = {field.name for field in dataclasses.fields(target) if field.init}
-        for key in node:
-            if not str(key).startswith("_") and key not in allowed:
-                near = difflib.get_close_matches(str(key), sorted(allowed), n=1)
-                hint = f"did you mean {where}.{near[0]}?" if near else f"{where} knows: {', '.join(sorted(allowed))}"
-                raise ConfigError(f"{where} has no setting {key!r}; {hint}")
-        _check_types(dataclasses.fields(target), node, where)
-    try:
-        made = instantiate(node, _convert_="all")
-    except (HydraException, OmegaConfBaseException) as error:
-        cause = error.__cause__ or error
-        reason, _, _ = str(cause).partition("\n")  # the lines behind the first say where omegaconf was
-        raise ConfigError(reason if reason.startswith(where) else f"{where}: {reason}") from error
-    if not isinstance(made, kind):
-        raise ConfigError(f"{where}._target_={node._target_} is not a {kind.__name__}; see editeval/interfaces.py for what it must do")
-    return made
-
-
-def _check_types(fields: Sequence[dataclasses.Field[Any]], node: DictConfig, where: str) -> None:
-    """Refuse a plain value of another type than its field's: `method.layer=` is an empty text where a number belongs.
-
-    Raises:
-        ConfigError: names field, value and what is allowed.
-    """
-    for field in fields:
-        allowed = str(field.type).split(" | ")  # annotations are text: what they name need not be imported
-        value = node.get(field.name)
-        kind = "None" if value is None else type(value).__name__
-        if field.name not in node or kind not in _PLAIN or not set(allowed) <= _PLAIN:
-            continue  # nested nodes and lists are judged by the class itself
-        if kind not in allowed and not (kind == "int" and "float" in allowed):
-            raise ConfigError(f"{where}.{field.name}={value!r} must be {' or '.join(allowed).replace('None', 'null')}, got {kind}")
-
-
-def rungs_of(num_edits: int | ListConfig | Sequence[int] | None) -> tuple[int, ...]:
-    """Return the numbers of edits at which to measure: sorted, without repeats, with 0 (the unedited model) first.
-
-    Raises:
-        ConfigError: not a non-negative integer or a list of them.
-    """
-    values: list[Any] = list(num_edits) if isinstance(num_edits, (ListConfig, list, tuple)) else [num_edits]
-    for value in values:
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ConfigError(
-                f"num_edits={num_edits} must be a number of edits or a list of them, such as num_edits=[1,10,100]; got {value!r}"
-            )
-    return tuple(sorted({0, *values}))
-
-
 def select(experiment: Experiment, fingerprint: str, load_model: Callable[[], EditedModel], progress: Progress) -> tuple[EditRequest, ...]:
     """Return the facts in editing order and in the run's prompt format: an order of (content, seed) alone, known ones if asked for.
 
@@ -374,17 +303,6 @@ def _edit_key(experiment: Experiment, fingerprint: str, requests: Sequence[EditR
     )
 
 
-def _resolve(config: DictConfig) -> Mapping[str, Any]:
-    try:
-        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{error.full_key} has no value yet; set {error.full_key}=...") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"the config does not resolve: {error}") from error
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items()}
-
-
 def load_for(source: ModelSource, *, batch_tokens: int, packed_bytes: int) -> EditedModel:
     """Load a model to be edited and asked as the config's `engine` says."""
     lm = dataclasses.replace(source.load(), packed=PackedWeights(most_bytes=packed_bytes))
@@ -393,12 +311,6 @@ def load_for(source: ModelSource, *, batch_tokens: int, packed_bytes: int) -> Ed
 
 def _load(experiment: Experiment) -> EditedModel:
     return load_for(experiment.source, batch_tokens=experiment.batch_tokens, packed_bytes=experiment.packed_bytes)
-
-
-def _positive(value: Any, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
-    return value
 
 
 def _manifest(experiment: Experiment, trajectory: Trajectory) -> Mapping[str, Any]:

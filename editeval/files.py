@@ -1,9 +1,12 @@
-"""Files that survive a kill at any instant: atomic writes, append-only JSON lines, a content-keyed cache."""
+"""Files that survive a kill at any instant (atomic writes, folders built once, JSON lines, a keyed cache), and what names them."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -28,6 +31,31 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def build_once(target: Path, build: Callable[[Path], None]) -> Path:
+    """Return the folder `target`, filling it with `build(temporary folder)` unless it exists.
+
+    The folder appears under its name only when it is whole and on disk. Builders that race all build; the first one's stays.
+    """
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    try:
+        build(temporary)
+        for path in temporary.iterdir():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        temporary.chmod(0o755)  # mkdtemp makes folders private; a shared cache is read by a group
+        try:
+            temporary.rename(target)
+        except OSError:
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return target
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -70,6 +98,42 @@ def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
             continue
         rows.append(row)
     return rows, torn
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_hash(folder: Path, *patterns: str) -> str:
+    """Return the sha256 over the files that match a pattern, each once: their paths inside the folder and their bytes."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def tag_floats(value: Any) -> Any:
+    """Return the value with NaN and infinity as `{"non_finite": "nan"}`: standard JSON that `restore_floats` turns back."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"non_finite": repr(value)}
+    if isinstance(value, Mapping):
+        return {key: tag_floats(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [tag_floats(item) for item in value]
+    return value
+
+
+def restore_floats(value: Any) -> Any:
+    """Return what `tag_floats` was given, read back from JSON; tuples are lists."""
+    if isinstance(value, dict):
+        if set(value) == {"non_finite"} and value["non_finite"] in ("nan", "inf", "-inf"):
+            return float(value["non_finite"])
+        return {key: restore_floats(item) for key, item in value.items()}
+    return [restore_floats(item) for item in value] if isinstance(value, list) else value
 
 
 @dataclass(frozen=True)

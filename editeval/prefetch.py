@@ -10,7 +10,6 @@ belongs to. What is there and unchanged is not fetched again, so a stopped call 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,14 +18,13 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from editeval.build import build
 from editeval.datasets.corpus import Corpus
-from editeval.experiment import build
-from editeval.files import write_atomic
+from editeval.files import file_sha256, write_atomic
 from editeval.interfaces import Benchmark, EditDataset, EditMethod, Fetches, FetchesModels, ModelSource
 from editeval.types import EditevalError, Progress, SilentProgress, content_key
 
 MANIFEST = "prefetch.json"
-BLOCK = 1 << 20  # bytes hashed at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ def prefetch(config: DictConfig, folder: Path, progress: Progress | None = None)
             paths = thing.fetch(folder)
             if not paths:
                 continue  # all of it is at hand wherever the package is
-            parts[name] = {"settings": settings, "files": {path.relative_to(folder).as_posix(): file_hash(path) for path in paths}}
+            parts[name] = {"settings": settings, "files": {path.relative_to(folder).as_posix(): file_sha256(path) for path in paths}}
             write_atomic(folder / MANIFEST, json.dumps({"parts": parts}, indent=2, sort_keys=True) + "\n")
             fetched.append(name)
         used.append(name)
@@ -83,15 +81,6 @@ def damaged(folder: Path) -> tuple[str, ...]:
     return tuple(sorted({path for part in parts for path, digest in part["files"].items() if not _is_whole(folder, {path: digest})}))
 
 
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _parts(config: DictConfig) -> Iterator[tuple[str, DictConfig, object]]:
     """Yield (name, settings, object) of everything that reads files, the largest last."""
     for name, node in (config.get("benchmark") or {}).items():
@@ -104,7 +93,7 @@ def _parts(config: DictConfig) -> Iterator[tuple[str, DictConfig, object]]:
 
 
 def _is_whole(folder: Path, files: Mapping[str, str]) -> bool:
-    return all((folder / path).is_file() and file_hash(folder / path) == digest for path, digest in files.items())
+    return all((folder / path).is_file() and file_sha256(folder / path) == digest for path, digest in files.items())
 
 
 def _read(folder: Path) -> dict[str, Any]:

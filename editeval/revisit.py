@@ -16,24 +16,25 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from editeval.build import build
 from editeval.edits.delta import Edit
 from editeval.edits.delta_files import load_deltas, save_deltas
 from editeval.edits.journal import EditJournal
-from editeval.experiment import assemble, build, load_for, select
+from editeval.experiment import assemble, load_for, select
 from editeval.files import Cache, write_atomic
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, EvaluationContext, ModelSource, attach
 from editeval.models.load import PretrainedModel
 from editeval.models.packed import allowed_bytes
-from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, read_edits, read_manifest
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import JOURNAL_FOLDER, read_edits, read_manifest
 from editeval.types import EditevalError, JournalError, SilentProgress
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What `verify` found: how many edits were replayed, what was measured again, and every difference."""
+    """What `verify` found: the rung to which edits were replayed and at which was measured again, and every difference."""
 
-    num_edits: int
     digests_compared: int
     rung: int
     scores_compared: int
@@ -120,7 +121,7 @@ def verify(run_dir: Path | str, *, rung: int | None = None) -> Verification:
                 differences.append(
                     f"{name}/{found.task}.{found.metric}.{found.protocol}: stored {before:.6g}, measured again {found.value:.6g}"
                 )
-    return Verification(num_edits=rung, digests_compared=compared, rung=rung, scores_compared=checked, differences=tuple(differences))
+    return Verification(digests_compared=compared, rung=rung, scores_compared=checked, differences=tuple(differences))
 
 
 def export(run_dir: Path | str, to: Path | str, *, num_edits: int | None = None) -> Path:

@@ -221,31 +221,23 @@ class SilentProgress:
         return None
 
 
-@dataclass(frozen=True)
-class _Canonical:
-    """How `content_key` writes what JSON has no word for."""
-
-    separators: tuple[str, str] = field(default=(",", ":"))
-
-    def default(self, value: Any) -> Any:
-        if is_dataclass(value) and not isinstance(value, type):
-            return asdict(value)
-        if isinstance(value, (set, frozenset)):
-            return sorted(value)
-        raise TypeError(f"{type(value).__name__} cannot be part of a content key; got {value!r}")
-
-
 def content_key(value: Any) -> str:
     """Return the sha256 (hex) of a value's canonical JSON: equal content, equal key, on every machine.
 
     Raises:
         TypeError: for a value that is neither JSON nor a dataclass.
     """
-    canonical = _Canonical()
-    text = json.dumps(
-        value, sort_keys=True, separators=canonical.separators, default=canonical.default, ensure_ascii=False, allow_nan=False
-    )
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=_as_json, ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _as_json(value: Any) -> Any:
+    """Return in JSON's types what JSON has no word for."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} cannot be part of a content key; got {value!r}")
 
 
 def counted(number: int, noun: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from editeval.experiment import build, rungs_of
+from editeval.build import build, rungs_of
 from editeval.interfaces import Benchmark, Callback, EditDataset, EditMethod, ModelSource
 from editeval.types import ConfigError
 

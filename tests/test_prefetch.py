@@ -15,7 +15,8 @@ import pytest
 from omegaconf import DictConfig
 
 from editeval.__main__ import main
-from editeval.experiment import assemble, build
+from editeval.build import build
+from editeval.experiment import assemble
 from editeval.files import Cache
 from editeval.interfaces import EditMethod
 from editeval.memory import encoder as encoders

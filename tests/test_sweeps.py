@@ -10,7 +10,7 @@ import pytest
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
-from editeval.experiment import build
+from editeval.build import build
 from editeval.interfaces import EditMethod
 from editeval.sweep.plan import Axis, Defaults, fold
 

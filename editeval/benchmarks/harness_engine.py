@@ -9,6 +9,8 @@ from editeval.inference.edited import EditedModel
 from editeval.inference.endings import NO_EARLY_STOPS, EarlyStops
 from editeval.types import ConfigError, Progress
 
+# The names that a task may use for its bound; the first that is set counts.
+LENGTH_BOUNDS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 DEFAULT_MAX_NEW_TOKENS = 256  # what the harness's own Hugging Face engine allows a task that sets no bound
 REQUESTS_PER_CALL = 1024  # paces the progress display; fixed, so that batches are the same at every rung
 
@@ -68,6 +70,5 @@ def generation_settings(settings: Mapping[str, Any]) -> tuple[int, tuple[str, ..
         )
     until = settings.get("until") or []
     stop = (until,) if isinstance(until, str) else tuple(until)
-    names = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-    bound = next((settings[name] for name in names if settings.get(name) is not None), DEFAULT_MAX_NEW_TOKENS)
+    bound = next((settings[name] for name in LENGTH_BOUNDS if settings.get(name) is not None), DEFAULT_MAX_NEW_TOKENS)
     return int(bound), tuple(text for text in stop if text)

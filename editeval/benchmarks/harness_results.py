@@ -133,6 +133,16 @@ def item_records(results: Mapping[str, Any], loaded: Mapping[str, Any], reading:
             }
 
 
+def reported(loaded: Mapping[str, Any], *, subtasks: bool) -> list[str]:
+    """Return the groups and tasks whose numbers are measurements: those that no aggregated group sums up, or all of them."""
+    groups = {name: group for name, group in loaded.get("groups", {}).items() if group.has_aggregation}
+    if subtasks:
+        return [*groups, *loaded["tasks"]]
+    inner = {part.name for group in groups.values() for part in group.get_all_groups()}
+    inner |= {task.task_name for group in groups.values() for task in group.get_all_tasks()}
+    return [name for name in (*groups, *loaded["tasks"]) if name not in inner]
+
+
 # -- tasks -----------------------------------------------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""Which tasks of the harness are run, and from what config: changes of ours, and rows from local files.
+"""Which tasks of the harness are run, from what folders and config: changes of ours, and rows from local files.
 
 Nothing here imports lm_eval; the index of tasks and the YAML reader come from `lm_harness.py`.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from editeval.benchmarks.harness_engine import LENGTH_BOUNDS
 from editeval.benchmarks.local_data import SUFFIX, LocalData
 from editeval.types import ConfigError, DatasetError
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
-_LENGTH_BOUNDS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names that a task may use
+OUR_TASKS = Path(__file__).parent / "tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class TaskRules:
             )
         changed = {**config, **self.changes}
         if self.max_new_tokens is not None and changed.get("output_type") == "generate_until":
-            kept = {key: value for key, value in (changed.get("generation_kwargs") or {}).items() if key not in _LENGTH_BOUNDS}
+            kept = {key: value for key, value in (changed.get("generation_kwargs") or {}).items() if key not in LENGTH_BOUNDS}
             changed["generation_kwargs"] = {**kept, "max_gen_toks": self.max_new_tokens}
         if self.data is None:
             return RunnableTask(name=name, config=changed, files={})
@@ -113,6 +115,24 @@ class TaskRules:
         return RunnableTask(name=name, config=local, files=used)
 
 
+def task_folders(benchmark: str, *, task_folder: str | None, stock_folder: str | None) -> list[Path]:
+    """Return the folders whose task files are read; none for all of the harness.
+
+    Raises:
+        ConfigError: one of them is not there.
+    """
+    folders: list[Path] = []
+    if task_folder is not None:
+        ours = OUR_TASKS / task_folder
+        folders.append(ours if ours.is_dir() else Path(task_folder))
+    if stock_folder is not None:
+        folders.append(_stock_tasks() / stock_folder)
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"benchmark {benchmark}: no task folder {folder}; set benchmark.{benchmark}.task_folder or .stock_folder")
+    return folders
+
+
 def leaves(index: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
     """Yield the tasks below these names of tasks, groups and tags."""
     for name in names:
@@ -123,6 +143,30 @@ def leaves(index: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
             yield from leaves(index, _members(index, entry.cfg))
         else:
             yield name
+
+
+def build_requests_once(task: Any) -> None:
+    """Make a task render its prompts at the first evaluation only; later ones start from the same requests, unanswered."""
+    build = task.build_all_requests
+    built = False
+
+    def reuse(**arguments: Any) -> None:
+        nonlocal built
+        if not built:
+            build(**arguments)
+            built = True
+        for instance in task.instances:
+            instance.resps = []
+            instance.filtered_resps = {}
+
+    task.build_all_requests = reuse
+
+
+def _stock_tasks() -> Path:
+    spec = find_spec("lm_eval")  # finds the package without importing it
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "tasks"
 
 
 def _members(index: Mapping[str, Any], group: Mapping[str, Any]) -> Iterator[str]:

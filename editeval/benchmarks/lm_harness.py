@@ -17,7 +17,6 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,10 @@ from editeval.benchmarks.estimates import bootstrap_stderr
 from editeval.benchmarks.harness_engine import HarnessRequests
 from editeval.benchmarks.harness_fit import ON_LONG_CONTEXT, check_answers, check_contexts_fit, rows_become_prompts
 from editeval.benchmarks.harness_guard import Replacement, guarded
-from editeval.benchmarks.harness_results import Reading, item_records, measurements
-from editeval.benchmarks.harness_tasks import RunnableTask, TaskRules, leaves
-from editeval.benchmarks.local_data import files_hash
+from editeval.benchmarks.harness_results import Reading, item_records, measurements, reported
+from editeval.benchmarks.harness_tasks import RunnableTask, TaskRules, build_requests_once, leaves, task_folders
 from editeval.benchmarks.subset import stratified_subset
-from editeval.files import write_jsonl
+from editeval.files import files_hash, write_jsonl
 from editeval.inference.edited import EditedModel
 from editeval.inference.endings import NO_EARLY_STOPS, EarlyStops
 from editeval.interfaces import EvaluationContext
@@ -37,7 +35,6 @@ from editeval.models.prompt_format import CHAT, RAW, chat_text, check_format, ch
 from editeval.types import ConfigError, DatasetError, Evaluation, Progress, SilentProgress
 
 VERSION = "4"  # raised whenever the same model, tasks and data would give other numbers
-OUR_TASKS = Path(__file__).parent / "tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +108,7 @@ class HarnessBenchmark:
             "version": VERSION,
             "lm_eval": version("lm_eval"),
             "tasks": list(self.tasks),
-            "task_files": [files_hash(folder, "**/*.yaml", "**/*_yaml", "**/*.py") for folder in self._folders()],
+            "task_files": [files_hash(folder, "**/*.yaml", "**/*_yaml", "**/*.py") for folder in self._folders],
             "task_changes": dict(self.task_changes),
             "group_changes": dict(self.group_changes),
             "data": self._data_hash(),
@@ -197,7 +194,7 @@ class HarnessBenchmark:
         with self._guarded():
             results = evaluate(lm=engine, task_dict=loaded, samples=chosen, bootstrap_iters=1000)
             # Within the guard: even asking a task for its name draws from the global generator.
-            names = self._reported(loaded)
+            names = reported(loaded, subtasks=self.report_subtasks)
             reading = self._reading(model)
             return Evaluation(
                 measurements=tuple(measurements(results, loaded, names, reading)),
@@ -272,25 +269,17 @@ class HarnessBenchmark:
             folders = {self._rules.local_data(config).folder for _, config in self._runnable(self._task_manager())}
         return [files_hash(folder, "**/*.jsonl") for folder in sorted(folders)]
 
+    @property
     def _folders(self) -> list[Path]:
-        """Return the folders whose task files are read; none for all of lm-eval."""
-        folders: list[Path] = []
-        if self.task_folder is not None:
-            ours = OUR_TASKS / self.task_folder
-            folders.append(ours if ours.is_dir() else Path(self.task_folder))
-        if self.stock_folder is not None:
-            folders.append(_stock_tasks() / self.stock_folder)
-        for folder in folders:
-            if not folder.is_dir():
-                raise ConfigError(f"benchmark {self.name}: no task folder {folder}; set benchmark.{self.name}.task_folder or .stock_folder")
-        return folders
+        """The folders whose task files are read; none for all of lm-eval."""
+        return task_folders(self.name, task_folder=self.task_folder, stock_folder=self.stock_folder)
 
     def _task_manager(self) -> Any:
         """Return lm-eval's index of tasks, in which every asked name is, with the groups as they are run."""
         from lm_eval.tasks import TaskManager
         from lm_eval.tasks._yaml_loader import load_yaml
 
-        folders = self._folders()
+        folders = self._folders
         manager = TaskManager(include_defaults=False, include_path=[str(folder) for folder in folders]) if folders else _every_task()
         for name in self.tasks:
             if name not in manager.task_index:
@@ -331,7 +320,7 @@ class HarnessBenchmark:
         for task in loaded["tasks"].values():
             task.set_config(key="num_fewshot", value=self._rules.shots({"num_fewshot": task.get_config("num_fewshot")}))
             task.set_fewshot_seed(seed=self.seed)
-            _build_requests_once(task)
+            build_requests_once(task)
         return loaded
 
     @cached_property
@@ -349,15 +338,6 @@ class HarnessBenchmark:
             with rows_become_prompts(self.name):
                 labels = {name: [str(task.doc_to_target(row)) for row in task.eval_docs] for name, task in tasks.items()}
         return {name: stratified_subset(rows, self.limit, seed=self.seed, name=name) for name, rows in labels.items()}
-
-    def _reported(self, loaded: Mapping[str, Any]) -> list[str]:
-        """Return the groups and tasks whose numbers are measurements: those that no aggregated group sums up, or all of them."""
-        groups = {name: group for name, group in loaded.get("groups", {}).items() if group.has_aggregation}
-        if self.report_subtasks:
-            return [*groups, *loaded["tasks"]]
-        inner = {part.name for group in groups.values() for part in group.get_all_groups()}
-        inner |= {task.task_name for group in groups.values() for task in group.get_all_tasks()}
-        return [name for name in (*groups, *loaded["tasks"]) if name not in inner]
 
 
 def harness_model(
@@ -387,27 +367,3 @@ def _every_task() -> Any:
     manager = copy(_index_of_every_task())
     manager._index = dict(manager.task_index)
     return manager
-
-
-def _stock_tasks() -> Path:
-    spec = find_spec("lm_eval")  # finds the package without importing it
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "tasks"
-
-
-def _build_requests_once(task: Any) -> None:
-    """Make a task render its prompts at the first evaluation only; later ones start from the same requests, unanswered."""
-    build = task.build_all_requests
-    built = False
-
-    def reuse(**arguments: Any) -> None:
-        nonlocal built
-        if not built:
-            build(**arguments)
-            built = True
-        for instance in task.instances:
-            instance.resps = []
-            instance.filtered_resps = {}
-
-    task.build_all_requests = reuse

@@ -5,13 +5,13 @@ No network and no data-set cache: rows are read, checked line by line, and hande
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from editeval.files import files_hash
 from editeval.types import DatasetError
 
 SUFFIX = ".jsonl"
@@ -70,13 +70,3 @@ class LocalData:
     def content_hash(self) -> str:
         """The sha256 over every file of the data set: names and bytes."""
         return files_hash(self.folder, f"**/*{SUFFIX}")
-
-
-def files_hash(folder: Path, *patterns: str) -> str:
-    """Return the sha256 over the files that match: their paths inside the folder and their bytes."""
-    digest = hashlib.sha256()
-    for path in sorted({path for pattern in patterns for path in folder.glob(pattern)}):
-        content = path.read_bytes()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(content)}\0".encode())
-        digest.update(content)
-    return digest.hexdigest()

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from editeval.files import write_jsonl
+from editeval.files import file_sha256, write_jsonl
 from editeval.types import ConfigError, DatasetError, content_key
 
 CLEANING_VERSION = 1  # raised when the rules below keep other text of the same files
@@ -106,8 +106,7 @@ class TextCorpus(_Amount):
 
     def content_hash(self) -> str:
         """Return a hash over the file's bytes and the field."""
-        with Path(self.path).open("rb") as file:
-            return content_key({"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "field": self.field})
+        return content_key({"sha256": file_sha256(Path(self.path)), "field": self.field})
 
     def texts(self) -> Iterator[str]:
         """Yield the documents; raises DatasetError for a line without the field."""

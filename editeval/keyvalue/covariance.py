@@ -8,7 +8,6 @@ Shapes: N tokens, K the key's width.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from editeval.datasets.corpus import Corpus
-from editeval.files import Cache, write_atomic
+from editeval.files import Cache, file_sha256, write_atomic
 from editeval.keyvalue.lookup import leading_special_ids
 from editeval.keyvalue.solve import CholeskyFactor, factorise
 from editeval.keyvalue.suffix import pad_rows
@@ -62,8 +61,7 @@ class CovarianceSource:
     def _file_hash(self) -> str:
         # Cached: such a file holds gigabytes, and every site's key is made of it.
         assert self.file is not None
-        with Path(self.file).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(Path(self.file))
 
     def check(self, sites: Sequence[str], *, width: int) -> None:
         """Check without weights that covariances of `sites` (module paths) can be had for keys of `width`.

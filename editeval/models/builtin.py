@@ -8,7 +8,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from editeval.models.gguf import checkpoint_folder, checkpoint_from_gguf, file_sha256, unpack_gguf
+from editeval.files import file_sha256
+from editeval.models.gguf import checkpoint_folder, checkpoint_from_gguf, unpack_gguf
 from editeval.types import ConfigError, ModelDescription
 
 SCHEME = "builtin:"

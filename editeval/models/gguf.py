@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import shutil
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from editeval.files import Cache
+from editeval.files import Cache, build_once, file_sha256
 from editeval.types import ConfigError, content_key
 
 _FORMAT = "v1"  # of the checkpoints below; a new number makes them anew
-
-
-def file_sha256(path: Path) -> str:
-    """Return the sha256 (hex) of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _known_sha256(path: Path, cache_dir: Path) -> str:
@@ -29,31 +20,6 @@ def _known_sha256(path: Path, cache_dir: Path) -> str:
     key = content_key([str(path.resolve()), status.st_size, status.st_mtime_ns])
     digest: str = Cache(cache_dir).json("file-sha256", key, lambda: file_sha256(path))
     return digest
-
-
-def build_once(target: Path, build: Callable[[Path], None]) -> Path:
-    """Return the folder `target`, filling it with `build(temporary folder)` unless it exists.
-
-    The folder appears under its name only when it is whole and on disk. Builders that race all build; the first one's stays.
-    """
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    try:
-        build(temporary)
-        for path in temporary.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        temporary.chmod(0o755)  # mkdtemp makes folders private; a shared cache is read by a group
-        try:
-            temporary.rename(target)
-        except OSError:
-            if not target.is_dir():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return target
 
 
 def checkpoint_from_gguf(gguf: Path, cache_dir: Path, *, sha256: str | None = None) -> Path:

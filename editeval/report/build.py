@@ -19,8 +19,9 @@ from editeval.report.figures import curves_figure, png
 from editeval.report.page import PageContent, page
 from editeval.report.panels import overview, panels
 from editeval.report.table import table_csv, table_markdown
-from editeval.runner.results import ScoreStore, read_edits, read_manifest, read_timings
+from editeval.runner.results import ScoreStore
 from editeval.runner.retention import retention
+from editeval.runner.run_files import read_edits, read_manifest, read_timings
 from editeval.runner.table import headline, score_table
 from editeval.types import EditevalError, Score
 

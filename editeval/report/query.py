@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from editeval.runner.results import ScoreStore, read_edits, read_manifest
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import read_edits, read_manifest
 from editeval.types import EditevalError, Score
 
 if TYPE_CHECKING:

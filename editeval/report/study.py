@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from editeval.report.items import Degenerate, Items, Outcomes, Record, choice, identity
-from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, read_collapse, read_edits, read_manifest, read_peak_memory, read_timings
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import JOURNAL_FOLDER, read_collapse, read_edits, read_manifest, read_peak_memory, read_timings
 from editeval.runner.table import PROTOCOLS_FIRST, RAISED_BY_EDITS, Column, ScoreTable, headline, score_table
 from editeval.types import EditevalError, Score, counted
 

@@ -24,7 +24,7 @@ from editeval.files import append_jsonl
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Callback, EditEvent, RunState
 from editeval.runner.progress import seconds_text
-from editeval.runner.results import TIMINGS_FILE, append_edit, read_edits, write_collapse
+from editeval.runner.run_files import TIMINGS_FILE, append_edit, read_edits, write_collapse
 from editeval.types import EditRequest, Score
 
 CANARY_TEXTS = (

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -18,11 +16,6 @@ from editeval.files import write_atomic
 from editeval.interfaces import Callback, RunState
 from editeval.runner.table import ScoreTable, headline, score_table
 from editeval.types import Score
-
-if TYPE_CHECKING:
-    pass
-
-log = logging.getLogger(__name__)
 
 SCORES_CSV = "scores.csv"
 LOG_WIDTH = 140  # characters a line where the width of the output is not known (a file, a cluster's log)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from editeval.files import append_jsonl, read_jsonl
-from editeval.runner.results import CellKey, ScoreStore, read_edits
+from editeval.runner.results import CellKey, ScoreStore
+from editeval.runner.run_files import read_edits
 from editeval.types import Score
 
 LEDGER = Path("wandb") / "mirrored.jsonl"

@@ -15,16 +15,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from editeval.files import Cache, append_jsonl, read_jsonl, write_atomic
+from editeval.files import Cache, append_jsonl, read_jsonl, restore_floats, tag_floats, write_atomic
 from editeval.types import EditevalError, Evaluation, Measurement, Score, content_key
 
 RESULTS_VERSION = 1  # raised when the rows of scores.jsonl change their meaning
 SCORES_FILE = "scores.jsonl"
-MANIFEST_FILE = "manifest.json"
-JOURNAL_FOLDER = "journal"
-EDITS_FILE = "edits.jsonl"
-TIMINGS_FILE = "timings.jsonl"
-COLLAPSE_FILE = "collapse.json"
 CURRENT_FILE = "current.jsonl"
 
 _SCORE_FIELDS = tuple(field.name for field in fields(Score))
@@ -60,13 +55,12 @@ class _Content:
     file_sizes: tuple[int, int]
     cells: Mapping[CellKey, tuple[Score, ...]]
     current: Mapping[tuple[int, str, str], str]  # (num_edits, benchmark, state) -> the key of the setting that counts
+    torn_lines: int
+    torn_cells: int
 
     def stands(self, key: CellKey) -> bool:
         """Whether a cell was measured with its benchmark's current setting."""
         return self.current[key.num_edits, key.benchmark, key.state_digest] == key.benchmark_key
-
-    torn_lines: int
-    torn_cells: int
 
 
 class ScoreStore:
@@ -81,17 +75,17 @@ class ScoreStore:
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    def has(self, num_edits: int, benchmark: str, benchmark_key: str, state_digest: str) -> bool:
+    def has(self, key: CellKey) -> bool:
         """Return whether this cell is on disk, every row of it."""
-        return CellKey(num_edits, benchmark, benchmark_key, state_digest) in self._read().cells
+        return key in self._read().cells
 
-    def cell(self, num_edits: int, benchmark: str, benchmark_key: str, state_digest: str) -> tuple[Score, ...]:
+    def cell(self, key: CellKey) -> tuple[Score, ...]:
         """Return the scores of one cell, in the order in which the benchmark gave them.
 
         Raises:
             KeyError: the cell is not on disk, or only a part of it is.
         """
-        return self._read().cells[CellKey(num_edits, benchmark, benchmark_key, state_digest)]
+        return self._read().cells[key]
 
     def scores(self, valid: Mapping[int, str] | None = None) -> tuple[Score, ...]:
         """Return every score of a whole cell, by rung, then in the order of writing.
@@ -122,7 +116,7 @@ class ScoreStore:
             return ()
         text = gzip.decompress(path.read_bytes()).decode()
         records = json.loads(f"[{text.strip().replace(chr(10), ',')}]")  # at once: twice as fast as line by line
-        return tuple(_restore_floats(records) if "non_finite" in text else records)
+        return tuple(restore_floats(records) if "non_finite" in text else records)
 
     @property
     def torn_lines(self) -> int:
@@ -165,9 +159,8 @@ class ScoreStore:
         append_jsonl(self.run_dir / SCORES_FILE, [{**row, **cell} for row in rows])
         return scores
 
-    def make_current(self, num_edits: int, benchmark: str, benchmark_key: str, state_digest: str) -> None:
+    def make_current(self, key: CellKey) -> None:
         """Say which setting of a benchmark counts on a state; written only where it is not the one that was measured last."""
-        key = CellKey(num_edits, benchmark, benchmark_key, state_digest)
         content = self._read()
         if key in content.cells and not content.stands(key):
             append_jsonl(self.run_dir / CURRENT_FILE, [key._asdict()])
@@ -209,7 +202,7 @@ class BaseScores:
         if not path.exists():
             return None
         try:
-            stored = _restore_floats(json.loads(gzip.decompress(path.read_bytes())))
+            stored = restore_floats(json.loads(gzip.decompress(path.read_bytes())))
             evaluation = Evaluation(
                 measurements=tuple(Measurement(**row) for row in stored["measurements"]), samples=tuple(stored["samples"])
             )
@@ -224,83 +217,11 @@ class BaseScores:
             "samples": list(evaluation.samples),
             "seconds": float(seconds),
         }
-        text = json.dumps(_tag_floats(stored), ensure_ascii=False, allow_nan=False)
+        text = json.dumps(tag_floats(stored), ensure_ascii=False, allow_nan=False)
         write_atomic(self._path(fingerprint, benchmark_key), gzip.compress(text.encode(), mtime=0))
 
     def _path(self, fingerprint: str, benchmark_key: str) -> Path:
         return self.cache.path(self.KIND, content_key([RESULTS_VERSION, fingerprint, benchmark_key]), ".json.gz")
-
-
-# -- the other files of a run ----------------------------------------------------------------------------------------------
-
-
-def write_manifest(run_dir: Path | str, manifest: Mapping[str, Any]) -> Path:
-    """Write what the run is made of (config, versions, device) as `manifest.json`, whole or not at all; return its path."""
-    path = Path(run_dir) / MANIFEST_FILE
-    write_atomic(path, json.dumps(_tag_floats(dict(manifest)), indent=2, ensure_ascii=False, default=str) + "\n")
-    return path
-
-
-def read_manifest(run_dir: Path | str) -> dict[str, Any]:
-    """Return a run's manifest.
-
-    Raises:
-        EditevalError: there is none, or it is no JSON object.
-    """
-    path = Path(run_dir) / MANIFEST_FILE
-    if not path.exists():
-        raise EditevalError(
-            f"{path.parent} has no {MANIFEST_FILE}, so it is no run's folder; give the folder that `python launch.py` named"
-        )
-    try:
-        manifest = _restore_floats(json.loads(path.read_text()))
-    except ValueError as error:
-        raise EditevalError(f"{path} is no JSON ({error}); run the same command again, which writes it anew") from error
-    if not isinstance(manifest, dict):
-        raise EditevalError(f"{path} holds a {type(manifest).__name__}, not an object; run the same command again, which writes it anew")
-    return manifest
-
-
-def read_edits(run_dir: Path | str) -> tuple[dict[str, Any], ...]:
-    """Return the edit log's rows by step; where a step was logged twice (another digest), the later row."""
-    rows, _ = read_jsonl(Path(run_dir) / EDITS_FILE)
-    latest = {int(row["step"]): _restore_floats(row) for row in rows}
-    return tuple(latest[step] for step in sorted(latest))
-
-
-def append_edit(run_dir: Path | str, row: Mapping[str, Any]) -> None:
-    """Append one row to the edit log."""
-    append_jsonl(Path(run_dir) / EDITS_FILE, [_tag_floats(dict(row))])
-
-
-def write_collapse(run_dir: Path | str, *, step: int, digest: str, request_ids: Sequence[str], reason: str) -> None:
-    """Note the edit that broke the model, unless an earlier one is noted (`digest` is the state after it)."""
-    before = read_collapse(run_dir)
-    if before is None or int(before["step"]) >= step:
-        row = {"step": step, "digest": digest, "request_ids": list(request_ids), "reason": reason}
-        write_atomic(Path(run_dir) / COLLAPSE_FILE, json.dumps(row))
-
-
-def read_collapse(run_dir: Path | str) -> dict[str, Any] | None:
-    """Return the note of the edit that broke the model, or None."""
-    path = Path(run_dir) / COLLAPSE_FILE
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def read_timings(run_dir: Path | str) -> dict[str, float]:
-    """Return seconds by kind of work, summed over every launch of this run."""
-    rows, _ = read_jsonl(Path(run_dir) / TIMINGS_FILE)
-    total: dict[str, float] = {}
-    for row in rows:
-        for name, seconds in row["seconds"].items():
-            total[name] = total.get(name, 0.0) + float(seconds)
-    return total
-
-
-def read_peak_memory(run_dir: Path | str) -> int | None:
-    """Return the most memory in bytes that a launch of this run had in use (jobs of one process count together), or None."""
-    rows, _ = read_jsonl(Path(run_dir) / TIMINGS_FILE)
-    return max((int(row["peak_memory_bytes"]) for row in rows if "peak_memory_bytes" in row), default=None)
 
 
 # -- rows ------------------------------------------------------------------------------------------------------------------
@@ -367,28 +288,9 @@ def _collect(
     return _Content(file_sizes=file_sizes, cells=cells, current=current, torn_lines=torn_lines, torn_cells=torn_cells)
 
 
-def _tag_floats(value: Any) -> Any:
-    """Return the value with NaN and infinity as `{"non_finite": "nan"}`: standard JSON that `_restore_floats` turns back."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"non_finite": repr(value)}
-    if isinstance(value, Mapping):
-        return {key: _tag_floats(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_tag_floats(item) for item in value]
-    return value
-
-
 def _standard_json(value: Any) -> str:
     """Return the value as standard JSON; most values are finite throughout and need no tags."""
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):
-        return json.dumps(_tag_floats(value), ensure_ascii=False, allow_nan=False)
-
-
-def _restore_floats(value: Any) -> Any:
-    if isinstance(value, dict):
-        if set(value) == {"non_finite"} and value["non_finite"] in ("nan", "inf", "-inf"):
-            return float(value["non_finite"])
-        return {key: _restore_floats(item) for key, item in value.items()}
-    return [_restore_floats(item) for item in value] if isinstance(value, list) else value
+        return json.dumps(tag_floats(value), ensure_ascii=False, allow_nan=False)

@@ -20,7 +20,7 @@ from editeval.edits.journal import EditJournal, JournalDiverged, JournalEntry
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Benchmark, Callback, ChecksModel, EditEvent, EditMethod, Editor, EvaluationContext, RunState, attach
-from editeval.runner.results import BaseScores, ScoreStore
+from editeval.runner.results import BaseScores, CellKey, ScoreStore
 from editeval.types import EditError, EditRequest, Evaluation, JournalError, Progress, Score, SilentProgress, content_key, counted, seed_for
 
 log = logging.getLogger(__name__)
@@ -224,18 +224,20 @@ class Runner:
         return content_key(content)
 
     def _is_measured(self, rung: int, name: str) -> bool:
-        return self.store.has(rung, name, self._benchmark_key(rung, name), self._digest(rung))
+        return self.store.has(self._cell(rung, name))
+
+    def _cell(self, rung: int, name: str) -> CellKey:
+        return CellKey(num_edits=rung, benchmark=name, benchmark_key=self._benchmark_key(rung, name), state_digest=self._digest(rung))
 
     def _measure(self, rung: int, name: str, benchmark: Benchmark) -> tuple[Score, ...]:
-        key = self._benchmark_key(rung, name)
-        digest = self._digest(rung)
+        cell = self._cell(rung, name)
         for callback in self.callbacks:
             callback.on_evaluation_start(self.state, name)
-        if not self.store.has(rung, name, key, digest):
-            evaluation, seconds = self._evaluate(rung, benchmark, key)
-            self.store.record(evaluation, benchmark=name, benchmark_key=key, num_edits=rung, state_digest=digest, seconds=seconds)
-        self.store.make_current(rung, name, key, digest)
-        scores = self.store.cell(rung, name, key, digest)
+        if not self.store.has(cell):
+            evaluation, seconds = self._evaluate(rung, benchmark, cell.benchmark_key)
+            self.store.record(evaluation, seconds=seconds, **cell._asdict())
+        self.store.make_current(cell)
+        scores = self.store.cell(cell)
         for callback in self.callbacks:
             callback.on_evaluation_end(self.state, name, scores)
         return scores

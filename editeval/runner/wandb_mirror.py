@@ -17,7 +17,8 @@ from rich.console import Console
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Callback, EditEvent, RunState
 from editeval.runner.mirrored import Ledger, TrackedRow, cell_row, edit_row, rows_on_disk
-from editeval.runner.results import JOURNAL_FOLDER, MANIFEST_FILE, CellKey, ScoreStore
+from editeval.runner.results import CellKey, ScoreStore
+from editeval.runner.run_files import JOURNAL_FOLDER, MANIFEST_FILE
 from editeval.runner.tracked_tables import TableRules, TrackedTable, tables_of
 from editeval.types import Score
 

@@ -1,1 +1,4 @@
-"""Many runs: planned, launched, watched, started again. Nothing here imports torch; all of it reads and writes small files."""
+"""Many runs: planned, launched, watched, started again; all of it reads and writes small files.
+
+plan, records, status, session and source do not import torch.
+"""

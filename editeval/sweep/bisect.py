@@ -9,7 +9,7 @@ from editeval.edits.journal import EditJournal
 from editeval.inference.edited import EditedModel
 from editeval.revisit import load_edited
 from editeval.runner.callbacks import Watchdog
-from editeval.runner.results import JOURNAL_FOLDER, read_manifest
+from editeval.runner.run_files import JOURNAL_FOLDER, read_manifest
 from editeval.types import EditevalError
 
 DEFAULT_CANARY_RATIO = 10.0

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from editeval.runner.results import ScoreStore, read_edits, read_manifest
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import read_edits, read_manifest
 
 HOW_TO_RUN = ("paths", "callback", "logger")
 

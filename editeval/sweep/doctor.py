@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 import torch
 from omegaconf import DictConfig
 
+from editeval.build import build, rungs_of
 from editeval.datasets.corpus import Corpus
-from editeval.experiment import build, rungs_of
 from editeval.files import Cache
 from editeval.interfaces import Benchmark, EditDataset, EditMethod, ModelSource, Predictable, UsesStatistics
 from editeval.models.load import DTYPES, description_of

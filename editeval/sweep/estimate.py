@@ -9,7 +9,8 @@ from pathlib import Path
 from statistics import median
 
 from editeval.files import read_jsonl
-from editeval.runner.results import EDITS_FILE, JOURNAL_FOLDER, MANIFEST_FILE, SCORES_FILE, read_manifest
+from editeval.runner.results import SCORES_FILE
+from editeval.runner.run_files import EDITS_FILE, JOURNAL_FOLDER, MANIFEST_FILE, read_manifest
 from editeval.types import EditevalError
 
 NEWEST_RUNS = 100  # more would take longer to read than the estimate is worth

@@ -14,10 +14,10 @@ from rich.table import Table
 from editeval.sweep import records
 from editeval.sweep.estimate import Estimate, Work, read_history
 from editeval.sweep.plan import Job
-from editeval.sweep.records import PlannedJob, SweepRecord
+from editeval.sweep.records import DONE, FAILED, RUNNING, PlannedJob, SweepRecord
 from editeval.sweep.show import make_console, reason_text, shown_overrides
 from editeval.sweep.source import program_digest
-from editeval.sweep.status import DONE, FAILED, QUEUED, RUNNING, JobStatus, RunFolder, counts
+from editeval.sweep.status import QUEUED, JobStatus, RunFolder, counts
 from editeval.types import ConfigError, counted
 
 SHOWN_JOBS = 40

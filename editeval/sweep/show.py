@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from editeval.sweep import records
-from editeval.sweep.status import DONE, STATES, JobStatus, RunFolder, counts, unfinished
+from editeval.sweep.records import DONE
+from editeval.sweep.status import STATES, JobStatus, RunFolder, counts, unfinished
 from editeval.types import EditevalError
 
 SHOWN_ROWS = 50

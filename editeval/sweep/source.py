@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
+from editeval.files import files_hash
+
 ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = (
+    "conf/**/*.yaml",
+    "editeval/**/*.py",
+    "editeval/**/*.yaml",
+    "editeval/**/*_yaml",  # what task files of the harness include
+    "editeval/**/*.jsonl",
+    "editeval/**/*.txt",
+    "hydra_plugins/**/*.py",
+)
 
 
 def program_digest() -> str:
-    """Return the hash of every Python and YAML file of the package and of `conf/` (about a hundred small files)."""
-    found = sorted([*(ROOT / "editeval").rglob("*.py"), *(ROOT / "conf").rglob("*.yaml")])
-    digest = hashlib.sha256()
-    for path in found:
-        data = path.read_bytes()
-        digest.update(f"{path.relative_to(ROOT).as_posix()}\0{len(data)}\0".encode())
-        digest.update(data)
-    return digest.hexdigest()[:16]
+    """Return the hash of the package's code, facts, tasks and items, of `conf/` and of `hydra_plugins/` (some hundred small files)."""
+    return files_hash(ROOT, *PROGRAM)[:16]
 
 
 def groups_that_set_everything() -> frozenset[str]:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from editeval.runner.results import MANIFEST_FILE, ScoreStore, read_collapse, read_manifest
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import MANIFEST_FILE, read_collapse, read_manifest
 from editeval.sweep import records
 from editeval.sweep.plan import BENCHMARK, NUM_EDITS, counts_of, job_id
-from editeval.sweep.records import JobRecord, PlannedJob
+from editeval.sweep.records import DONE, FAILED, RUNNING, STOPPED, JobRecord, PlannedJob
 from editeval.types import EditevalError
 
-DONE, STOPPED, RUNNING, QUEUED, FAILED, MISSING = "done", "stopped", "running", "queued", "failed", "missing"
+QUEUED, MISSING = "queued", "missing"  # beside what a record says of its launch
 STATES = (FAILED, MISSING, RUNNING, QUEUED, STOPPED, DONE)
 LOG_TAIL_BYTES = 4096
 
@@ -153,13 +154,13 @@ class RunFolder:
             return (RUNNING if queued in ("RUNNING", "COMPLETING") else QUEUED), None
         if record is None:
             return (FAILED, None) if queue_id else (MISSING, None)  # submitted, never started, and no longer in the queue
-        if record.state == records.STOPPED:
+        if record.state == STOPPED:
             return STOPPED, record.stopped
-        if record.state == records.RUNNING and record.queue_id is None and record.process.alive() is not False:
+        if record.state == RUNNING and record.queue_id is None and record.process.alive() is not False:
             return RUNNING, None
-        if record.state == records.DONE and record.run_dir is None:
+        if record.state == DONE and record.run_dir is None:
             return DONE, None  # prepare_only: there was nothing to measure
-        if record.state == records.DONE:
+        if record.state == DONE:
             return MISSING, "the launch that is recorded measured less"
         return FAILED, record.error
 

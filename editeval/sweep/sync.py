@@ -12,7 +12,7 @@ from typing import Any
 from editeval.files import write_atomic
 from editeval.interfaces import RunState
 from editeval.runner.mirrored import rows_on_disk
-from editeval.runner.results import read_manifest
+from editeval.runner.run_files import read_manifest
 from editeval.runner.wandb_mirror import WandbMirror
 from editeval.sweep.plan import counts_of
 from editeval.types import EditevalError, content_key

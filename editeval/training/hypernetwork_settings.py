@@ -14,10 +14,9 @@ import torch
 
 from editeval.datasets.training import TrainingSet
 from editeval.edits.delta import LowRankDelta
-from editeval.files import Cache
+from editeval.files import Cache, file_sha256
 from editeval.keyvalue.features import editing_features
 from editeval.keyvalue.fine_tuning import target_row
-from editeval.models.gguf import file_sha256
 from editeval.models.model import LanguageModel
 from editeval.models.sites import Sites
 from editeval.training.archive import read_archive, write_archive

@@ -15,7 +15,7 @@ import yaml
 from benchmarks.beside_harness import Work, benchmark_of
 from benchmarks.eval_speed import ANSWER_PATTERNS, breaking_edit
 from editeval.benchmarks.lm_harness import HarnessBenchmark
-from editeval.experiment import build
+from editeval.build import build
 from editeval.inference.edited import EditedModel
 from editeval.types import ConfigError
 from tests.benchmarks.conftest import context_of

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from editeval.benchmarks.local_data import LocalData, files_hash
+from editeval.benchmarks.local_data import LocalData
+from editeval.files import files_hash
 from editeval.types import DatasetError
 from tests.benchmarks.conftest import write_rows
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from editeval.benchmarks.lm_harness import HarnessBenchmark
-from editeval.experiment import build
+from editeval.build import build
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Benchmark
 from editeval.types import ConfigError, Evaluation
@@ -266,7 +266,7 @@ def test_our_examples_of_commonsense_are_no_rows_of_the_data_set(shared_data: Pa
 
     import yaml
 
-    from editeval.benchmarks.lm_harness import OUR_TASKS
+    from editeval.benchmarks.harness_tasks import OUR_TASKS
 
     ours = yaml.safe_load((OUR_TASKS / "commonsense_qa" / "cot.yaml").read_text())["fewshot_config"]["samples"]
     theirs = {

@@ -12,10 +12,10 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
+from editeval.build import build
 from editeval.edits.delta import DenseDelta, TunedDelta
 from editeval.edits.encoding import encode
 from editeval.edits.journal import EditJournal
-from editeval.experiment import build
 from editeval.files import Cache
 from editeval.inference.adapters import RequestAdapter
 from editeval.inference.edited import EditedModel

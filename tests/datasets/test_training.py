@@ -9,10 +9,10 @@ from dataclasses import replace
 import pytest
 from omegaconf import DictConfig
 
+from editeval.build import build
 from editeval.datasets.facts import PARTS, Facts
 from editeval.datasets.text import normalize_answer
 from editeval.datasets.training import TrainingSet
-from editeval.experiment import build
 from editeval.interfaces import EditDataset
 from editeval.types import ConfigError, DatasetError, EditRequest
 from tests.datasets.examples import Given

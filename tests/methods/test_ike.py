@@ -9,7 +9,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from editeval.experiment import build
+from editeval.build import build
 from editeval.files import Cache
 from editeval.inference.adapters import RequestAdapter, Route
 from editeval.inference.edited import EditedModel

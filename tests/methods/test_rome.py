@@ -10,8 +10,8 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
+from editeval.build import build
 from editeval.edits.delta import LowRankDelta
-from editeval.experiment import build
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod

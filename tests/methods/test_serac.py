@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from safetensors.torch import load_file
 
-from editeval.experiment import build
+from editeval.build import build
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod

@@ -12,9 +12,9 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
+from editeval.build import build
 from editeval.edits.delta import DenseDelta, Edit, LowRankDelta
 from editeval.edits.journal import EditJournal
-from editeval.experiment import build
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, Editor

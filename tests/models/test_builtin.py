@@ -14,9 +14,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from editeval.files import build_once
 from editeval.models import builtin
 from editeval.models.builtin import built_in, fetch
-from editeval.models.gguf import build_once, checkpoint_from_gguf, gguf_in_wheel
+from editeval.models.gguf import checkpoint_from_gguf, gguf_in_wheel
 from editeval.models.load import PretrainedModel, description_of
 from editeval.types import ConfigError
 

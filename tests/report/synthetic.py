@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from editeval.files import append_jsonl
-from editeval.runner.results import TIMINGS_FILE, ScoreStore, append_edit, write_manifest
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import TIMINGS_FILE, append_edit, write_manifest
 from editeval.types import Evaluation, Measurement
 
 Share = Callable[[int], float]  # of a number of edits

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from editeval.__main__ import main
 from editeval.report.query import query
-from editeval.runner.results import SCORES_FILE, ScoreStore, append_edit, write_manifest
+from editeval.runner.results import SCORES_FILE, CellKey, ScoreStore
+from editeval.runner.run_files import append_edit, write_manifest
 from editeval.types import EditevalError, Evaluation, Measurement
 
 ALL = "SELECT run, num_edits, benchmark, benchmark_key, state_digest, task, metric, protocol, value, stderr, n FROM scores"
@@ -60,7 +61,7 @@ def test_the_table_holds_the_scores_that_stand(writes: list[dict[str, Any]], tmp
         store.record(evaluation(*write["values"]), seconds=1.0, **cell)
         if write["then_current"]:
             other = {**cell, "benchmark_key": "a" if cell["benchmark_key"] == "b" else "b"}
-            store.make_current(**other)
+            store.make_current(CellKey(**other))
         if write["torn"] == 1:
             data = (folder / SCORES_FILE).read_bytes()
             (folder / SCORES_FILE).write_bytes(data[:-30])

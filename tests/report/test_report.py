@@ -21,8 +21,9 @@ from editeval.report.build import WriteReport, run_report, write_report
 from editeval.report.figures import PAGE, curves_figure, png, spread, svg
 from editeval.report.panels import LOG_PROBABILITY, SHARE, overview, panels
 from editeval.report.table import table_csv, table_markdown
-from editeval.runner.results import ScoreStore, append_edit, write_manifest
+from editeval.runner.results import ScoreStore
 from editeval.runner.retention import retention
+from editeval.runner.run_files import append_edit, write_manifest
 from editeval.runner.table import MANY_TASKS, headline, score_table
 from editeval.types import EditevalError, Evaluation, Measurement, Score
 

@@ -18,7 +18,7 @@ from editeval.inference.edited import ContinuationScore, EditedModel
 from editeval.interfaces import EditEvent, RunState
 from editeval.runner.callbacks import EditLog, Timing, Watchdog, weight_norm_ratio
 from editeval.runner.progress import RichProgress, seconds_text
-from editeval.runner.results import TIMINGS_FILE, read_collapse, read_edits, read_peak_memory, read_timings
+from editeval.runner.run_files import TIMINGS_FILE, read_collapse, read_edits, read_peak_memory, read_timings
 from editeval.types import EditRequest, Score
 
 REQUEST = EditRequest(request_id="a", prompt="{} is in", subject="Rome", target_new="France")

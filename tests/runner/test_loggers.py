@@ -22,7 +22,8 @@ from rich.console import Console
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditEvent, RunState
 from editeval.runner.loggers import SCORES_CSV, ConsoleLogger, CsvLogger
-from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, write_manifest
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import JOURNAL_FOLDER, write_manifest
 from editeval.runner.wandb_mirror import WandbMirror, has_wandb_account
 from editeval.types import Evaluation, Measurement, Score
 from tests.runner.offline import history, offline_records

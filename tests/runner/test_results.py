@@ -12,17 +12,8 @@ from typing import Any
 import pytest
 
 from editeval.files import Cache
-from editeval.runner.results import (
-    CURRENT_FILE,
-    EDITS_FILE,
-    SCORES_FILE,
-    BaseScores,
-    ScoreStore,
-    append_edit,
-    read_edits,
-    read_manifest,
-    write_manifest,
-)
+from editeval.runner.results import CURRENT_FILE, SCORES_FILE, BaseScores, CellKey, ScoreStore
+from editeval.runner.run_files import EDITS_FILE, append_edit, read_edits, read_manifest, write_manifest
 from editeval.types import EditevalError, Evaluation, Measurement
 
 
@@ -40,6 +31,10 @@ def record(store: ScoreStore, evaluation: Evaluation = EVALUATION, *, num_edits:
     store.record(evaluation, benchmark="edit-quality", benchmark_key=key, num_edits=num_edits, state_digest=digest, seconds=1.25)
 
 
+def cell_key(*, num_edits: int = 5, key: str = "k" * 64, digest: str = "d5") -> CellKey:
+    return CellKey(num_edits=num_edits, benchmark="edit-quality", benchmark_key=key, state_digest=digest)
+
+
 def test_scores_come_back_from_disk_bit_for_bit(tmp_path: Path) -> None:
     written = ScoreStore(tmp_path).record(
         EVALUATION, benchmark="edit-quality", benchmark_key="k", num_edits=5, state_digest="d5", seconds=0.7
@@ -54,18 +49,18 @@ def test_of_two_settings_of_a_benchmark_at_a_rung_the_current_one_counts(tmp_pat
     record(store, key="few", num_edits=0)
     record(store, key="few", num_edits=5)
     record(store, key="many", num_edits=0)  # the ladder was extended: the unedited model is asked about more facts
-    store.make_current(0, "edit-quality", "many", "d5")
+    store.make_current(cell_key(num_edits=0, key="many"))
     assert {(score.num_edits, score.benchmark_key) for score in ScoreStore(tmp_path).scores({0: "d5", 5: "d5"})} == {
         (0, "many"),
         (5, "few"),
     }
     assert not (tmp_path / CURRENT_FILE).exists(), "what was measured last needs no word"
-    store.make_current(0, "edit-quality", "few", "d5")  # the first ladder again: found on disk, not measured
+    store.make_current(cell_key(num_edits=0, key="few"))  # the first ladder again: found on disk, not measured
     assert {score.benchmark_key for score in ScoreStore(tmp_path).scores({0: "d5"})} == {"few"}
     record(store, key="more", num_edits=0)
-    store.make_current(0, "edit-quality", "more", "d5")
+    store.make_current(cell_key(num_edits=0, key="more"))
     assert {score.benchmark_key for score in ScoreStore(tmp_path).scores({0: "d5"})} == {"more"}
-    assert store.has(0, "edit-quality", "many", "d5"), "the others are kept"
+    assert store.has(cell_key(num_edits=0, key="many")), "the others are kept"
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -95,8 +90,8 @@ def test_a_cell_cut_at_any_byte_is_not_there_and_measuring_again_makes_it_whole(
         run.mkdir()
         (run / SCORES_FILE).write_bytes(data[:cut])
         store = ScoreStore(run)
-        assert store.has(1, "edit-quality", "k" * 64, "d1")
-        assert not store.has(5, "edit-quality", "k" * 64, "d5"), f"half a cell was accepted at byte {cut}"
+        assert store.has(cell_key(num_edits=1, digest="d1"))
+        assert not store.has(cell_key()), f"half a cell was accepted at byte {cut}"
         assert [score.num_edits for score in store.scores()] == [1, 1]
         record(store)
         assert store.scores() == whole.scores()
@@ -107,7 +102,7 @@ def test_a_cell_without_its_last_newline_is_whole(tmp_path: Path) -> None:
     record(store)
     path = tmp_path / SCORES_FILE
     path.write_bytes(path.read_bytes()[:-1])
-    assert ScoreStore(tmp_path).has(5, "edit-quality", "k" * 64, "d5")
+    assert ScoreStore(tmp_path).has(cell_key())
 
 
 def test_torn_lines_and_cells_are_counted(tmp_path: Path) -> None:
@@ -122,7 +117,7 @@ def test_scores_of_a_state_that_no_longer_stands_are_not_served(tmp_path: Path) 
     store = ScoreStore(tmp_path)
     record(store, digest="old")
     record(store, num_edits=1, digest="d1")
-    assert not store.has(5, "edit-quality", "k" * 64, "new")
+    assert not store.has(cell_key(digest="new"))
     assert [score.num_edits for score in store.scores({1: "d1", 5: "new"})] == [1, 1]
     record(store, digest="new")
     assert {score.state_digest for score in store.scores({5: "new"})} == {"new"}
@@ -139,10 +134,10 @@ def test_a_cell_measured_again_replaces_the_first_and_is_not_doubled(tmp_path: P
 def test_other_settings_of_a_benchmark_are_another_cell(tmp_path: Path) -> None:
     store = ScoreStore(tmp_path)
     record(store)
-    assert not store.has(5, "edit-quality", "other", "d5")
+    assert not store.has(cell_key(key="other"))
     with pytest.raises(KeyError):
-        store.cell(5, "edit-quality", "other", "d5")
-    assert len(store.cell(5, "edit-quality", "k" * 64, "d5")) == 2
+        store.cell(cell_key(key="other"))
+    assert len(store.cell(cell_key())) == 2
 
 
 def test_samples_come_back_and_equal_samples_are_equal_files(tmp_path: Path) -> None:
@@ -167,9 +162,9 @@ def test_samples_are_on_disk_before_their_scores(tmp_path: Path, monkeypatch: py
 
 def test_a_reader_sees_what_another_process_appends(tmp_path: Path) -> None:
     reader, writer = ScoreStore(tmp_path), ScoreStore(tmp_path)
-    assert not reader.has(5, "edit-quality", "k" * 64, "d5")
+    assert not reader.has(cell_key())
     record(writer)
-    assert reader.has(5, "edit-quality", "k" * 64, "d5")
+    assert reader.has(cell_key())
 
 
 @pytest.mark.parametrize(

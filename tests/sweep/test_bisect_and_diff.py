@@ -11,11 +11,12 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from editeval.build import build
 from editeval.edits.delta import Edit, LowRankDelta
 from editeval.edits.journal import EditJournal
-from editeval.experiment import build
 from editeval.interfaces import ModelSource
-from editeval.runner.results import ScoreStore, append_edit, write_manifest
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import append_edit, write_manifest
 from editeval.sweep.bisect import find_breaking_edit
 from editeval.sweep.diff import compare
 from editeval.types import EditevalError, Evaluation, Measurement

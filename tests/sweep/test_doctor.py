@@ -17,14 +17,15 @@ from omegaconf import DictConfig, OmegaConf
 from torch.profiler import ProfilerActivity, profile
 
 from editeval.__main__ import main
-from editeval.experiment import build
-from editeval.files import Cache
+from editeval.build import build
+from editeval.files import Cache, file_sha256
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, Editor, ModelSource, Predictable
 from editeval.models.shapes import published_config, weight_bytes
-from editeval.prefetch import MANIFEST, file_hash
+from editeval.prefetch import MANIFEST
 from editeval.sweep.doctor import diagnose
 from editeval.types import EditRequest, ModelDescription, Progress, SilentProgress, Workload
+from tests.conftest import REPOSITORY
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 GIGABYTE = 10**9
@@ -222,6 +223,22 @@ def test_a_wrong_setting_is_named_before_torch_is_imported() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("method=rom", "error: method has no option 'rom'; did you mean 'rome'? Known: "),
+        ("benchmark=[quik]", "error: benchmark has no option 'quik'; did you mean 'quick'? Known: "),
+        ("method.layr=3", "error: there is no setting 'method.layr'; did you mean 'layer'? Known: "),
+    ],
+)
+def test_a_wrong_word_is_one_sentence_with_what_was_meant(override: str, expected: str) -> None:
+    command = [sys.executable, "-m", "editeval", "doctor", override]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(expected)
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_gpu_that_is_planned_for_and_not_there_is_missing(compose_config: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     diagnosis = diagnose(compose_config("model=tiny-gpt2", "+model.device=cuda", EDITS), offline=False)
@@ -264,7 +281,7 @@ def test_a_prefetched_file_that_was_cut_is_named(compose_config: Compose, tmp_pa
     weights = tmp_path / "models" / "small" / "model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights")
-    files = {"models/small/model.safetensors": file_hash(weights)}
+    files = {"models/small/model.safetensors": file_sha256(weights)}
     (tmp_path / MANIFEST).write_text(json.dumps({"parts": {"model": {"settings": "", "files": files}}}))
     config = compose_config("model=tiny-gpt2", f"paths.data={tmp_path}", EDITS)
     assert diagnose(config, offline=True).ready

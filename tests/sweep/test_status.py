@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from editeval.interfaces import RunState
-from editeval.runner.results import ScoreStore, write_collapse, write_manifest
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import write_collapse, write_manifest
 from editeval.sweep import records
 from editeval.sweep.plan import Job, job_id
 from editeval.sweep.records import JobRecord, PlannedJob, Process, SweepRecord
@@ -208,8 +209,12 @@ def test_a_launch_that_only_prepares_is_done_though_it_measured_nothing(tmp_path
 
 def test_a_record_that_cannot_be_written_costs_the_run_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with watching(tmp_path / "file" / "runs", ["seed=1"]) as watch:
+    runs = tmp_path / "file" / "runs"
+    with watching(runs, ["seed=1"]) as watch:
         watch.on_run_start(run_state(tmp_path))
+        assert (watch._record.state, watch._record.run_dir) == (records.RUNNING, RUN)
+    assert watch._record.state == records.DONE
+    assert records.read_job(runs, job_id(["seed=1"])) is None
 
 
 def test_a_slurm_that_does_not_answer_is_no_reason_to_call_jobs_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from editeval.interfaces import EditEvent, RunState
 from editeval.runner.mirrored import LEDGER, rows_on_disk
-from editeval.runner.results import JOURNAL_FOLDER, ScoreStore, append_edit, write_manifest
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import JOURNAL_FOLDER, append_edit, write_manifest
 from editeval.runner.wandb_mirror import WandbMirror
 from editeval.sweep.sync import SYNCED, sync_run
 from editeval.types import EditevalError, Evaluation, Measurement

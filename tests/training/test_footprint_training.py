@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from editeval.experiment import build
+from editeval.build import build
 from editeval.interfaces import EditMethod, ModelSource, Predictable
 from editeval.keyvalue.footprint import all_mlp_maps
 from editeval.training.footprint_training import network_parameters
