@@ -28,7 +28,7 @@ from editeval.types import (
 )
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 
 @runtime_checkable
@@ -49,6 +49,38 @@ class ModelSource(Protocol):
 
     def fingerprint(self) -> str:
         """Return the content hash of the weights as loaded (cached, so that a finished run need not load them)."""
+        ...
+
+
+@runtime_checkable
+class PlannableSource(ModelSource, Protocol):
+    """A model source that can say what a run will need of it before anything is fetched or loaded; optional."""
+
+    @property
+    def name(self) -> str:
+        """The model's name in `conf/model`."""
+        ...
+
+    @property
+    def name_or_path(self) -> str:
+        """Where its files come from, as on the Hugging Face hub."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """The type of its weights as loaded, such as `float32`."""
+        ...
+
+    def config(self) -> PreTrainedConfig:
+        """Return the architecture's config; raises ConfigError when there is none."""
+        ...
+
+    def missing_files(self) -> tuple[str, ...]:
+        """Return what must be fetched before the model can be loaded, in words; asks nobody and reads no weights."""
+        ...
+
+    def known_fingerprint(self) -> str | None:
+        """Return `fingerprint()` where the cache has it, reading and fetching nothing."""
         ...
 
 
