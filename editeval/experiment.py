@@ -28,7 +28,8 @@ from editeval.inference.edited import EditedModel
 from editeval.interfaces import Benchmark, Callback, ChecksModel, EditDataset, EditMethod, ModelSource, RunState, is_streaming
 from editeval.models.packed import PackedWeights, allowed_bytes
 from editeval.models.prompt_format import CHAT, RAW, check_format, check_template, in_format, wrapper
-from editeval.runner.folder import check_writable, log_to, origin, quiet
+from editeval.models.quiet import quiet
+from editeval.runner.folder import check_writable, log_to, origin
 from editeval.runner.results import JOURNAL_FOLDER, BaseScores, ScoreStore, write_manifest
 from editeval.runner.runner import Runner, Trajectory
 from editeval.types import ConfigError, EditRequest, Progress, Score, SilentProgress, content_key
