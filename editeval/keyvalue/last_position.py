@@ -37,7 +37,7 @@ class LastPositionPass:
         self._lm = lm
         self._layers = [lm.layer_module(lm.sites.layers, layer) for layer in range(lm.description.num_layers)]
         layer_paths = [lm.sites.layers.format(layer) for layer in range(lm.description.num_layers)]
-        ids_BT = pad_rows(rows, lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
+        ids_BT = pad_rows(rows, lm.input_device)
         self._width = ids_BT.shape[1]
         self._last_B = torch.tensor([len(row) - 1 for row in rows], device=ids_BT.device)
         cache = DynamicCache()

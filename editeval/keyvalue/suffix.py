@@ -85,7 +85,7 @@ class SuffixPass:
         paths = (lm.sites.attention_out, lm.sites.mlp)
         self._branches = tuple(lm.module.get_submodule(path.format(lm.description.num_layers - 1)) for path in paths)
         layer_path = lm.sites.layers.format(layer)
-        device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))
+        device = lm.input_device
         num_prefix = _rounded_up(max(row.subject_last for row in rows), multiple)
         num_suffix = _rounded_up(max(len(row.input_ids) - row.subject_last for row in rows), multiple)
         ids_BT = pad_rows([row.input_ids for row in rows], device, width=num_prefix)

@@ -37,7 +37,7 @@ def before(lm: LanguageModel, rows: Sequence[Sequence[int]], *, first: int, last
 
         return hook
 
-    ids_BT = pad_rows(rows, lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
+    ids_BT = pad_rows(rows, lm.input_device)
     with ExitStack() as stack, torch.no_grad():
         for layer in range(first, last + 1):
             module = lm.layer_module(lm.sites.layers, layer)
