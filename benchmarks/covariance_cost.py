@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def plain_pass(lm: LanguageModel, chunk: Sequence[tuple[int, ...]]) -> None:
     """Run the whole model, without its head, over the rows of a chunk."""
-    device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))
+    device = lm.input_device
     with torch.no_grad():
         for batch in _batches(sorted(chunk, key=len)):
             lm.module.base_model(input_ids=pad_rows(batch, device), use_cache=False)

@@ -58,7 +58,7 @@ class Setup:
     @property
     def device(self) -> torch.device:
         """Where the model lies, and the matrices as wide as its keys."""
-        return self.lm.device_of(self.lm.module)
+        return self.lm.input_device
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -123,7 +123,7 @@ def _states(lm: LanguageModel, rows: Sequence[Located], sites: Sequence[str], *,
 def _padded(lm: LanguageModel, rows: Sequence[Located]) -> tuple[Tensor, Tensor]:
     width = max(len(row.input_ids) for row in rows)
     pad = lm.tokenizer.pad_token_id or 0
-    device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))
+    device = lm.input_device
     ids = torch.tensor([[*row.input_ids, *[pad] * (width - len(row.input_ids))] for row in rows], device=device)
     mask = torch.tensor([[1] * len(row.input_ids) + [0] * (width - len(row.input_ids)) for row in rows], device=device)
     return ids, mask

@@ -119,7 +119,7 @@ def _scores_at(lm: LanguageModel, ids: Sequence[int], token: int, layer: int, *,
         return changed
 
     handle = site.register_forward_hook(look)
-    inputs = torch.tensor([ids], device=lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
+    inputs = torch.tensor([ids], device=lm.input_device)
     with torch.no_grad():
         lm.module(input_ids=inputs, use_cache=False)
     handle.remove()

@@ -22,10 +22,11 @@ from editeval.datasets.selection import known, known_requests, order
 from editeval.edits.journal import EditJournal
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import Benchmark, Callback, ChecksModel, EditDataset, EditMethod, ModelSource, RunState
+from editeval.interfaces import Benchmark, Callback, ChecksModel, EditDataset, EditMethod, ModelSource, RunState, is_streaming
 from editeval.models.packed import PackedWeights, allowed_bytes
 from editeval.models.prompt_format import CHAT, RAW, check_format, check_template, in_format, wrapper
-from editeval.runner.folder import check_writable, log_to, origin, quiet
+from editeval.models.quiet import quiet
+from editeval.runner.folder import check_writable, log_to, origin
 from editeval.runner.results import BaseScores, ScoreStore
 from editeval.runner.run_files import JOURNAL_FOLDER, write_manifest
 from editeval.runner.runner import Runner, Trajectory
@@ -111,7 +112,7 @@ def assemble(config: DictConfig) -> Experiment:
             f"method {resolved['method']['name']} writes at most {most} fact(s) an edit, got batch_size={experiment.batch_size}; "
             "lower batch_size, or choose a method that writes batches, such as method=memit"
         )
-    if not getattr(experiment.method, "streaming", True) and experiment.rungs[-1] > 1:
+    if not is_streaming(experiment.method) and experiment.rungs[-1] > 1:
         facts = experiment.rungs[-1] * experiment.batch_size
         raise ConfigError(
             f"method {resolved['method']['name']} writes all facts in one edit, so it has no trajectory of {experiment.rungs[-1]} edits; "

@@ -15,10 +15,20 @@ from editeval.files import Cache
 from editeval.inference.adapters import Adapter
 from editeval.inference.edited import EditedModel
 from editeval.models.model import LanguageModel
-from editeval.types import EditRequest, Evaluation, Footprint, ModelDescription, Progress, Score, SilentProgress, Workload
+from editeval.types import (
+    ConfigError,
+    EditRequest,
+    Evaluation,
+    Footprint,
+    ModelDescription,
+    Progress,
+    Score,
+    SilentProgress,
+    Workload,
+)
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 
 @runtime_checkable
@@ -39,6 +49,38 @@ class ModelSource(Protocol):
 
     def fingerprint(self) -> str:
         """Return the content hash of the weights as loaded (cached, so that a finished run need not load them)."""
+        ...
+
+
+@runtime_checkable
+class PlannableSource(ModelSource, Protocol):
+    """A model source that can say what a run will need of it before anything is fetched or loaded; optional."""
+
+    @property
+    def name(self) -> str:
+        """The model's name in `conf/model`."""
+        ...
+
+    @property
+    def name_or_path(self) -> str:
+        """Where its files come from, as on the Hugging Face hub."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """The type of its weights as loaded, such as `float32`."""
+        ...
+
+    def config(self) -> PreTrainedConfig:
+        """Return the architecture's config; raises ConfigError when there is none."""
+        ...
+
+    def missing_files(self) -> tuple[str, ...]:
+        """Return what must be fetched before the model can be loaded, in words; asks nobody and reads no weights."""
+        ...
+
+    def known_fingerprint(self) -> str | None:
+        """Return `fingerprint()` where the cache has it, reading and fetching nothing."""
         ...
 
 
@@ -111,6 +153,59 @@ class UsesStatistics(Protocol):
     def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
         """Return the module paths whose statistics must be computed first; all of them where the model's fingerprint is not known."""
         ...
+
+
+@runtime_checkable
+class SaysStreaming(Protocol):
+    """A method that says whether it can write one edit after another; optional: one that does not say can."""
+
+    @property
+    def streaming(self) -> bool:
+        """Whether a trajectory of several edits is what the method is; false where it must see all facts at once."""
+        ...
+
+
+def is_streaming(method: EditMethod) -> bool:
+    """Return whether a method can write one edit after another."""
+    return method.streaming if isinstance(method, SaysStreaming) else True
+
+
+@dataclass(frozen=True, kw_only=True)
+class FollowsMethod:
+    """The start of a method that works on the edits of another one, `of`: what is asked before the first edit, that one answers."""
+
+    name: str
+    of: EditMethod
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.of, EditMethod):
+            raise ConfigError(f"method.of is {self.of!r}, no editing method; choose one, such as method@of=memit")
+
+    @property
+    def max_batch_size(self) -> int | None:
+        """As the method that it follows."""
+        return self.of.max_batch_size
+
+    @property
+    def streaming(self) -> bool:
+        """As the method that it follows."""
+        return is_streaming(self.of)
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return which method it follows, and that one's settings."""
+        return {"of": self.of.settings(), "class": type(self.of).__qualname__}
+
+    def check(self, model: ModelDescription) -> None:
+        """Check the method that it follows."""
+        self.of.check(model)
+
+    def footprint(self, model: ModelDescription, workload: Workload) -> Footprint | None:
+        """Predict what the method that it follows needs, if that can say."""
+        return self.of.footprint(model, workload) if isinstance(self.of, Predictable) else None
+
+    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
+        """Return what the method that it follows must compute first."""
+        return self.of.missing_statistics(model, fingerprint, cache) if isinstance(self.of, UsesStatistics) else ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from editeval.models.quiet import quiet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ def guarded(seed: int, replacements: Sequence[Replacement]) -> Iterator[None]:
     """Start from the same global random state each time, quietly; afterwards everything is as it was."""
     with ExitStack() as stack:
         stack.enter_context(_random_state(seed))
-        stack.enter_context(_log_level("lm_eval", logging.ERROR))
+        stack.enter_context(quiet("lm_eval"))
         for replacement in replacements:
             stack.enter_context(_replaced(replacement))
         yield
@@ -48,17 +49,6 @@ def _random_state(seed: int) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         numpy.random.set_state(numpy_state)
-
-
-@contextmanager
-def _log_level(name: str, level: int) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(level)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 @contextmanager

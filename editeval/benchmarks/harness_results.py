@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy
 
+from editeval.benchmarks.degeneracy import MAX_CLASSES, Answered, balanced, degenerate_reasons, is_unended, plain_answer, top_answer_share
 from editeval.benchmarks.estimates import mean_and_stderr
 from editeval.benchmarks.harness_engine import generation_settings
-from editeval.benchmarks.honest import MAX_CLASSES, Answered, balanced, degenerate_reasons, plain_answer, top_answer_share
 from editeval.types import Measurement, content_key
 
 _GUESSABLE = ("acc", "acc_norm", "acc_bytes", "exact_match")  # the metrics that guessing scores something on
@@ -60,7 +60,7 @@ class _Items:
 
 
 def measurements(results: Mapping[str, Any], loaded: Mapping[str, Any], names: Iterable[str], reading: Reading) -> Iterator[Measurement]:
-    """Yield the metrics of these tasks and groups, and beside them what an accuracy hides (`honest.py`).
+    """Yield the metrics of these tasks and groups, and beside them what an accuracy hides (`degeneracy.py`).
 
     `gold_probability`, for multiple choice, is the softmax over the choices' summed log-probabilities, at the right one: it moves
     long before an accuracy does.
@@ -110,11 +110,11 @@ def _beside(items: _Items, measured: Callable[..., Measurement]) -> Iterator[Mea
         yield measured(metric="balanced_accuracy", value=mean, n=len(answered), stderr=stderr, chance=1 / len(classes))
         share = top_answer_share(answered)
         yield measured(metric="top_answer_share", value=share, n=len(answered), higher_is_better=False)
-    reasons = [_degenerate(task, record, items.reading) for task, record in _first_filter(items)]
-    known = [float(bool(found)) for found in reasons if found is not None]
-    if known:
-        mean, stderr = mean_and_stderr(known)
-        yield measured(metric="degenerate_rate", value=mean, n=len(known), stderr=stderr, higher_is_better=False)
+    written = [_signs(record, items.reading) for task, record in _first_filter(items) if task.OUTPUT_TYPE == "generate_until"]
+    for metric, sign in (("degenerate_rate", "degenerate"), ("unended_rate", "unended")):
+        if written:
+            mean, stderr = mean_and_stderr([float(bool(signs[sign])) for signs in written])
+            yield measured(metric=metric, value=mean, n=len(written), stderr=stderr, higher_is_better=False)
 
 
 def item_records(results: Mapping[str, Any], loaded: Mapping[str, Any], reading: Reading) -> Iterator[dict[str, Any]]:
@@ -248,12 +248,12 @@ def _gold_probability(task: Any, record: Mapping[str, Any]) -> float | None:
     return weights[gold] / math.fsum(weights)
 
 
-def _degenerate(task: Any, record: Mapping[str, Any], reading: Reading) -> tuple[str, ...] | None:
-    if task.OUTPUT_TYPE != "generate_until":
-        return None
+def _signs(record: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
+    """Return why a written text is degenerate, if it is, and whether it ran into its bound."""
     text = record["resps"][0][0]
+    tokens = reading.tokens(text)
     bound, _ = generation_settings(record["arguments"][0][1])
-    return degenerate_reasons(text, reading.tokens(text), max_new_tokens=bound)
+    return {"degenerate": list(degenerate_reasons(text, tokens)), "unended": is_unended(tokens, max_new_tokens=bound)}
 
 
 def _log_probs(record: Mapping[str, Any]) -> list[float]:
@@ -261,10 +261,9 @@ def _log_probs(record: Mapping[str, Any]) -> list[float]:
 
 
 def _answer(task: Any, record: Mapping[str, Any], reading: Reading) -> dict[str, Any]:
-    """Return what the model answered: log-probabilities of the choices, or the text, what was read from it, and why it is none."""
+    """Return what the model answered: log-probabilities of the choices, or the text, what was read from it, and its signs."""
     if task.OUTPUT_TYPE == "generate_until":
-        reasons = _degenerate(task, record, reading)
-        return {"generated": record["resps"][0][0], "answer": _plain(record["filtered_resps"][0]), "degenerate": list(reasons or ())}
+        return {"generated": record["resps"][0][0], "answer": _plain(record["filtered_resps"][0]), **_signs(record, reading)}
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return {"log_probs": [float(record["resps"][0][0])]}
     return {"log_probs": _log_probs(record)}

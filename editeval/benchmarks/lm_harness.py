@@ -34,7 +34,7 @@ from editeval.interfaces import EvaluationContext
 from editeval.models.prompt_format import CHAT, RAW, chat_text, check_format, check_template
 from editeval.types import ConfigError, DatasetError, Evaluation, Progress, SilentProgress
 
-VERSION = "4"  # raised whenever the same model, tasks and data would give other numbers
+VERSION = "5"  # raised whenever the same model, tasks and data would give other numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,8 @@ class HarnessBenchmark:
 
     `loop_repeats` and `answer_pattern` (see `EarlyStops`) end a written answer before its bound, so that a collapsed model costs less.
     Off, texts are those of lm-eval's own engine. On, the scored fields stay in practice, but greedy decoding could in principle leave a
-    loop, and what another filter of the task reads behind the answer is cut off; `degenerate_rate` looks at the text as it was ended.
+    loop, and what another filter of the task reads behind the answer is cut off; `degenerate_rate` and `unended_rate`
+    look at the text as it was ended.
     """
 
     name: str

@@ -131,7 +131,7 @@ def covariance_factors(
         ConfigError: see `key_covariances`.
     """
     paths = {site: cache.path("covariance-factor", _key(lm, site, source), ".safetensors") for site in sites}
-    devices = {site: lm.device_of(lm.module.get_submodule(site)) for site in sites}
+    devices = {site: lm.device_at(site) for site in sites}
     missing = [site for site in sites if not paths[site].exists()]
     if missing:
         covariances = key_covariances(lm, missing, source, cache, progress)
@@ -189,7 +189,7 @@ def _collect(
     if partial.exists():
         stored = load_file(partial)
         first = int(stored.pop("chunks"))
-        sums = {site: total.to(lm.device_of(lm.module.get_submodule(site))) for site, total in stored.items()}
+        sums = {site: total.to(lm.device_at(site)) for site, total in stored.items()}
     saved = time.monotonic()
     for number in progress.track(range(first, len(chunks)), description="key covariance", total=len(chunks) - first):
         for site, total in _chunk_sums(lm, sites, chunks[number]).items():
@@ -231,7 +231,7 @@ def _chunks(pieces: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]
 @from_packed_weights
 def _chunk_sums(lm: LanguageModel, sites: Sequence[str], chunk: Sequence[tuple[int, ...]]) -> dict[str, Tensor]:
     """Return sum k k^T over a chunk's tokens, float32 on the sites' devices."""
-    device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))
+    device = lm.input_device
     sums: dict[str, Tensor] = {}
     with torch.no_grad(), capture(lm.module, sites, inputs=True, stop=True) as trace:
         for batch in _batches(sorted(chunk, key=len)):

@@ -49,7 +49,7 @@ def editing_features(
     Raises:
         EditError: with the ids of the rows, when the loss is not a finite number.
     """
-    ids_BT = pad_rows([row.input_ids for row in rows], lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
+    ids_BT = pad_rows([row.input_ids for row in rows], lm.input_device)
     real_BT = torch.arange(ids_BT.shape[1]) < torch.tensor([len(row.input_ids) for row in rows])[:, None]
     scored = [(number, *pair) for number, row in enumerate(rows) for pair in zip(row.positions, row.tokens, strict=True)]
     numbers, positions, tokens = (torch.tensor(part) for part in zip(*scored, strict=True))

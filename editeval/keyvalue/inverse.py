@@ -47,7 +47,7 @@ def covariance_solvers(
     covariances = key_covariances(lm, missing, source, cache, progress) if missing else {}
     solvers: dict[str, KeySolver] = {}
     for site in progress.track(sites, description="inverting covariances", total=len(sites)) if missing else sites:
-        device = lm.device_of(lm.module.get_submodule(site))
+        device = lm.device_at(site)
         if site in covariances:
             factor = factorise(covariances.pop(site).to(device))
             if factor.ridge > 0:

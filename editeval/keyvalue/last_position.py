@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from editeval.keyvalue.suffix import ATTENTIONS, Cut, FrozenPrefix, call_recorder, first_tensor, next_token_logits, pad_rows
+from editeval.keyvalue.suffix import Cut, FrozenPrefix, call_recorder, first_tensor, next_token_logits, pad_rows, require_masks
 from editeval.models.model import LanguageModel
 from editeval.models.trace import capture
-from editeval.types import EditError
 
 
 class LastPositionPass:
@@ -34,13 +33,11 @@ class LastPositionPass:
         Raises:
             EditError: an attention kernel without masks.
         """
-        attention = lm.module.config._attn_implementation
-        if attention not in ATTENTIONS:
-            raise EditError(f"attention {attention!r} takes no mask of positions; load the model with one of {', '.join(ATTENTIONS)}")
+        require_masks(lm)
         self._lm = lm
         self._layers = [lm.layer_module(lm.sites.layers, layer) for layer in range(lm.description.num_layers)]
         layer_paths = [lm.sites.layers.format(layer) for layer in range(lm.description.num_layers)]
-        ids_BT = pad_rows(rows, lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
+        ids_BT = pad_rows(rows, lm.input_device)
         self._width = ids_BT.shape[1]
         self._last_B = torch.tensor([len(row) - 1 for row in rows], device=ids_BT.device)
         cache = DynamicCache()

@@ -77,7 +77,7 @@ def null_spaces(
     missing = [site for site in sites if not paths[site].exists()]
     covariances = key_covariances(lm, missing, source, cache, progress) if missing else {}
     for site in progress.track(missing, description="null spaces", total=len(missing)) if missing else ():
-        covariance = covariances.pop(site).to(lm.device_of(lm.module.get_submodule(site)))
+        covariance = covariances.pop(site).to(lm.device_at(site))
         found = null_space(covariance, threshold=threshold, share=share)
         flags = torch.tensor([int(found.keeps), found.kept])
         write_atomic(paths[site], save({"basis": found.basis.cpu().contiguous(), "flags": flags}))
@@ -85,7 +85,7 @@ def null_spaces(
     for site in sites:
         stored = load_file(paths[site])
         keeps, kept = stored["flags"].tolist()
-        basis_KM = stored["basis"].to(lm.device_of(lm.module.get_submodule(site)))
+        basis_KM = stored["basis"].to(lm.device_at(site))
         spaces[site] = NullSpace(basis=basis_KM, keeps=bool(keeps), kept=kept)
     return spaces
 

@@ -59,7 +59,7 @@ def _sample(lm: LanguageModel, *, count: int, tokens: int, seed: int) -> list[st
     leading = leading_special_ids(lm.tokenizer)
     openings = [lm.tokenizer(opening, add_special_tokens=False)["input_ids"] for opening in OPENINGS]
     rows = [[*leading, *openings[number * len(OPENINGS) // count]] for number in range(count)]
-    device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))
+    device = lm.input_device
     last_layer = lm.sites.layers.format(lm.description.num_layers - 1)
     goal = tokens + len(leading)
     while any(len(row) < goal for row in rows):

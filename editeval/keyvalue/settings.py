@@ -11,6 +11,7 @@ from editeval.files import Cache
 from editeval.keyvalue.covariance import CovarianceSource, missing_covariances
 from editeval.keyvalue.footprint import MapShape, Solver, locate_footprint, mlp_maps
 from editeval.keyvalue.prefixes import check_prefixes, context_prefixes
+from editeval.keyvalue.spread import Solve, SpreadEditor, Target
 from editeval.keyvalue.target_value import TargetSettings
 from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
@@ -145,6 +146,19 @@ class SpreadSettings(LocateSettings):
             if not 0 <= layer < model.num_layers:
                 raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layers")
         return tuple(self.layers)
+
+    def editor(self, lm: LanguageModel, contexts: tuple[str, ...], layers: tuple[int, ...], solve: Solve) -> SpreadEditor:
+        """Return MEMIT's spread with a solve of one's own: the MLPs' output matrices of `layers` move the state after the last of them."""
+        return SpreadEditor(
+            lm=lm,
+            contexts=contexts,
+            layers=layers,
+            optimised=(lm.sites.layers,),
+            targets=(Target(edited=lm.sites.mlp_out, moved=lm.sites.layers),),
+            share=lambda left: 1 / left,
+            solve=solve,
+            target_settings=self.target_settings,
+        )
 
     def announce(self, layers: Sequence[int], model: ModelDescription, progress: Progress) -> None:
         """Say which layers stand for the published ones where none were set."""

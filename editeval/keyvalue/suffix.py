@@ -28,6 +28,17 @@ from editeval.types import EditError
 ATTENTIONS = ("eager", "sdpa")
 
 
+def require_masks(lm: LanguageModel) -> None:
+    """Check that the attention kernel takes a mask of positions.
+
+    Raises:
+        EditError: it does not.
+    """
+    attention = lm.module.config._attn_implementation
+    if attention not in ATTENTIONS:
+        raise EditError(f"attention {attention!r} takes no mask of positions; load the model with one of {', '.join(ATTENTIONS)}")
+
+
 def next_token_logits(lm: LanguageModel, hidden_ND: Tensor) -> Tensor:
     """Return float32 logits (N, vocabulary) of final hidden states taken before the last norm."""
     hidden_ND = lm.module.get_submodule(lm.sites.final_norm)(hidden_ND)
@@ -67,16 +78,14 @@ class SuffixPass:
         Raises:
             EditError: an attention kernel without masks, or layers with an argument that cannot be cut to some positions.
         """
-        attention = lm.module.config._attn_implementation
-        if attention not in ATTENTIONS:
-            raise EditError(f"attention {attention!r} takes no mask of positions; load the model with one of {', '.join(ATTENTIONS)}")
+        require_masks(lm)
         self._lm = lm
         self._layers = [lm.layer_module(lm.sites.layers, index) for index in range(layer, lm.description.num_layers)]
         self._sites = tuple(sites)
         paths = (lm.sites.attention_out, lm.sites.mlp)
         self._branches = tuple(lm.module.get_submodule(path.format(lm.description.num_layers - 1)) for path in paths)
         layer_path = lm.sites.layers.format(layer)
-        device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))
+        device = lm.input_device
         num_prefix = _rounded_up(max(row.subject_last for row in rows), multiple)
         num_suffix = _rounded_up(max(len(row.input_ids) - row.subject_last for row in rows), multiple)
         ids_BT = pad_rows([row.input_ids for row in rows], device, width=num_prefix)

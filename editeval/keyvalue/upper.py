@@ -20,35 +20,45 @@ from editeval.keyvalue.suffix import first_tensor, pad_rows
 from editeval.models.model import LanguageModel
 from editeval.models.trace import capture, run_until
 
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+"""What a layer is called with beside its hidden states."""
+
+
+def before(lm: LanguageModel, rows: Sequence[Sequence[int]], *, first: int, last: int) -> tuple[Tensor, dict[int, Call]]:
+    """Bring rows (token ids) to layer `first`; return its input (B, T, D), and what each layer up to `last` is called with beside."""
+    inputs: dict[int, Tensor] = {}
+    calls: dict[int, Call] = {}
+
+    def recorder(layer: int) -> Any:
+        def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            rest = dict(keywords)
+            inputs[layer] = arguments[0] if arguments else rest.pop("hidden_states")
+            calls[layer] = (arguments[1:], rest)
+
+        return hook
+
+    ids_BT = pad_rows(rows, lm.input_device)
+    with ExitStack() as stack, torch.no_grad():
+        for layer in range(first, last + 1):
+            module = lm.layer_module(lm.sites.layers, layer)
+            stack.callback(module.register_forward_pre_hook(recorder(layer), with_kwargs=True).remove)
+        stack.enter_context(capture(lm.module, [lm.sites.layers.format(last)], inputs=True, stop=True))
+        run_until(lm.module.base_model, input_ids=ids_BT, use_cache=False)
+    return inputs[first], calls
+
 
 class UpperPass:
     """Rows of tokens standing before layer `first`."""
 
     def __init__(self, lm: LanguageModel, rows: Sequence[Sequence[int]], *, first: int) -> None:
         """Bring the rows (token ids) to layer `first`, in the model's current state."""
-        self._lm = lm
         self._layers = [lm.layer_module(lm.sites.layers, layer) for layer in range(first, lm.description.num_layers)]
-        self._calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        inputs: list[Tensor] = []
-
-        def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-            rest = dict(keywords)
-            inputs.append(arguments[0] if arguments else rest.pop("hidden_states"))
-            self._calls.append((arguments[1:], rest))
-
-        ids_BT = pad_rows(rows, lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
-        with ExitStack() as stack, torch.no_grad():
-            for layer in self._layers:
-                stack.callback(layer.register_forward_pre_hook(record, with_kwargs=True).remove)
-            last = lm.sites.layers.format(lm.description.num_layers - 1)
-            stack.enter_context(capture(lm.module, [last], inputs=True, stop=True))
-            run_until(lm.module.base_model, input_ids=ids_BT, use_cache=False)
-        self._first_input = inputs[0]
+        self._first_input, self._calls = before(lm, rows, first=first, last=lm.description.num_layers - 1)
 
     def hidden(self) -> Tensor:
         """Return the last layer's output (B, T, D), with its graph."""
         hidden_BTD = self._first_input
-        for layer, (arguments, keywords) in zip(self._layers, self._calls, strict=True):
+        for layer, (arguments, keywords) in zip(self._layers, self._calls.values(), strict=True):
             hidden_BTD = first_tensor(layer(hidden_BTD, *arguments, **keywords))
         return hidden_BTD
 

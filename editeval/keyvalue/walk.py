@@ -12,21 +12,37 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from editeval.edits.delta import LowRankDelta
-from editeval.keyvalue.suffix import pad_rows
+from editeval.keyvalue.suffix import first_tensor
 from editeval.keyvalue.target_value import FactRows
+from editeval.keyvalue.upper import before
 from editeval.models.model import LanguageModel
 from editeval.models.trace import capture, run_until
 
 ROW_TOKENS = 8192
 """Tokens of rows that share a pass, padding counted."""
 
-Updates = Mapping[str, Sequence[LowRankDelta]]
+
+class Factored(Protocol):
+    """An update of a linear map: left (d_out, N) @ right (N, d_in)."""
+
+    @property
+    def left(self) -> Tensor:
+        """The factor of the map's outputs."""
+        ...
+
+    @property
+    def right(self) -> Tensor:
+        """The factor of the map's inputs."""
+        ...
+
+
+Updates = Mapping[str, Sequence[Factored]]
 
 
 class LayerWalk:
@@ -90,10 +106,7 @@ class LayerWalk:
     def _run(self, batch: _Batch, layer: int, hidden_BTD: Tensor) -> Tensor:
         arguments, keywords = batch.calls[layer]
         with torch.no_grad(), updated(self._lm.module, self._added if layer == self.layer else {}):
-            output = self._lm.layer_module(self._lm.sites.layers, layer)(hidden_BTD, *arguments, **keywords)
-        result = output[0] if isinstance(output, tuple) else output
-        assert isinstance(result, Tensor)
-        return result
+            return first_tensor(self._lm.layer_module(self._lm.sites.layers, layer)(hidden_BTD, *arguments, **keywords))
 
 
 class _Batch:
@@ -101,26 +114,8 @@ class _Batch:
 
     def __init__(self, lm: LanguageModel, numbers: list[int], rows: Sequence[Sequence[int]], *, first: int, last: int) -> None:
         self.numbers = numbers
-        self.calls: dict[int, tuple[tuple[Any, ...], dict[str, Any]]] = {}
         self._ends = torch.tensor([len(row) - 1 for row in rows])
-        ids_BT = pad_rows(rows, lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
-        inputs: dict[int, Tensor] = {}
-
-        def recorder(layer: int) -> Any:
-            def hook(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-                rest = dict(keywords)
-                inputs[layer] = arguments[0] if arguments else rest.pop("hidden_states")
-                self.calls[layer] = (arguments[1:], rest)
-
-            return hook
-
-        with ExitStack() as stack, torch.no_grad():
-            for layer in range(first, last + 1):
-                module = lm.layer_module(lm.sites.layers, layer)
-                stack.callback(module.register_forward_pre_hook(recorder(layer), with_kwargs=True).remove)
-            stack.enter_context(capture(lm.module, [lm.sites.layers.format(last)], inputs=True, stop=True))
-            run_until(lm.module.base_model, input_ids=ids_BT, use_cache=False)
-        self.hidden = inputs[first]
+        self.hidden, self.calls = before(lm, rows, first=first, last=last)
 
     def at_end(self, states_BTX: Tensor) -> Tensor:
         """Return the states at each row's last token."""
@@ -142,7 +137,7 @@ def _batches(lm: LanguageModel, rows: Sequence[Sequence[int]], *, first: int, la
 def updated(module: nn.Module, updates: Updates) -> Iterator[None]:
     """Within the context the linear maps at these paths act as if their updates had been written into them."""
 
-    def adder(deltas: Sequence[LowRankDelta]) -> Any:
+    def adder(deltas: Sequence[Factored]) -> Any:
         def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
             keys, sum_ = arguments[0].float(), output.float()
             for delta in deltas:

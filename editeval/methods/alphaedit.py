@@ -25,7 +25,7 @@ from editeval.inference.edited import EditedModel
 from editeval.keyvalue.footprint import PROJECTION, Solver, remembering_keys
 from editeval.keyvalue.null_space import KeyMemory, NullSpace, null_spaces
 from editeval.keyvalue.settings import SpreadSettings
-from editeval.keyvalue.spread import SpreadEditor, Target
+from editeval.keyvalue.spread import SpreadEditor
 from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 
@@ -91,17 +91,7 @@ class AlphaEdit(SpreadSettings):
                 "method.null_space_threshold=null to choose it by method.null_space_share"
             )
         memory = Memory(model=model, spaces=spaces, ridge=self.l2)
-        writer = SpreadEditor(
-            lm=lm,
-            contexts=contexts,
-            layers=layers,
-            optimised=(lm.sites.layers,),
-            targets=(Target(edited=lm.sites.mlp_out, moved=lm.sites.layers),),
-            share=lambda left: 1 / left,
-            solve=memory.solve,
-            target_settings=self.target_settings,
-        )
-        return Editor(writer=writer, memory=memory)
+        return Editor(writer=self.editor(lm, contexts, layers, memory.solve), memory=memory)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -27,7 +27,7 @@ from editeval.keyvalue.footprint import INVERSE, Solver
 from editeval.keyvalue.inverse import covariance_solvers
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.solve import DependentKeysError, regularised_keys
-from editeval.keyvalue.spread import SpreadEditor, Target
+from editeval.keyvalue.spread import SpreadEditor
 from editeval.types import ConfigError, Progress
 
 CONSTRAINT_TOLERANCE = 1e-3
@@ -71,16 +71,7 @@ class EMMET(SpreadSettings):
                 _check_constraint(keys_KE, solved_KE)
             return solved_KE
 
-        return SpreadEditor(
-            lm=lm,
-            contexts=contexts,
-            layers=layers,
-            optimised=(lm.sites.layers,),
-            targets=(Target(edited=lm.sites.mlp_out, moved=lm.sites.layers),),
-            share=lambda left: 1 / left,
-            solve=solve,
-            target_settings=self.target_settings,
-        )
+        return self.editor(lm, contexts, layers, solve)
 
 
 def _check_constraint(keys_KE: Tensor, solved_KE: Tensor) -> None:

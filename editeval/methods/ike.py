@@ -113,7 +113,7 @@ class IKE:
     def adapter(self, lm: LanguageModel, cache: Cache, progress: Progress) -> ContextAdapter:
         """Return an empty memory, with the encoder on the model's device."""
         encoder = load_encoder(self.encoder, cache)
-        encoder.to(lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
+        encoder.to(lm.input_device)
         return ContextAdapter(encoder, similarity=self.similarity, count=self.facts)
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:

@@ -24,7 +24,7 @@ from editeval.keyvalue.footprint import INVERSE, Solver
 from editeval.keyvalue.inverse import covariance_solvers
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.solve import regularised_keys
-from editeval.keyvalue.spread import SpreadEditor, Target
+from editeval.keyvalue.spread import SpreadEditor
 from editeval.types import ConfigError, Progress
 
 PUBLISHED_WEIGHT = 20000 / 6400  # lambda for GPT-2 XL, over the width of its keys
@@ -68,13 +68,4 @@ class MEMIT(SpreadSettings):
         def solve(site: str, keys_KE: Tensor) -> Tensor:
             return regularised_keys(solvers[site], keys_KE, weight=weight)
 
-        return SpreadEditor(
-            lm=lm,
-            contexts=contexts,
-            layers=layers,
-            optimised=(lm.sites.layers,),
-            targets=(Target(edited=lm.sites.mlp_out, moved=lm.sites.layers),),
-            share=lambda left: 1 / left,
-            solve=solve,
-            target_settings=self.target_settings,
-        )
+        return self.editor(lm, contexts, layers, solve)

@@ -95,7 +95,7 @@ class NSE(SpreadSettings):
             contexts = self.contexts(lm, cache)
             covariances = key_covariances(lm, sites, self.covariance_source, cache, progress)
         neurons = {
-            site: Neurons(base=weight * covariance.double().to(lm.device_of(lm.module.get_submodule(site))), share=self.neuron_share)
+            site: Neurons(base=weight * covariance.double().to(lm.device_at(site)), share=self.neuron_share)
             for site, covariance in covariances.items()
         }
         return Editor(model=model, contexts=contexts, layers=layers, memory=Memory(model=model, neurons=neurons), settings=self)

@@ -31,8 +31,8 @@ from editeval.edits.delta import Delta, Edit, LowRankDelta
 from editeval.edits.dense import dense
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import EditMethod, Predictable, UsesStatistics
 from editeval.interfaces import Editor as InnerEditor
+from editeval.interfaces import FollowsMethod
 from editeval.keyvalue.footprint import FLOAT32, FLOAT64
 from editeval.keyvalue.updates import joined_by_parameter, weight_deltas
 from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
@@ -43,35 +43,23 @@ EIGENVECTOR_OPERATIONS = 10.0  # of a symmetric (n, n) matrix, times n^3
 
 
 @dataclass(frozen=True, kw_only=True)
-class PRUNE:
+class PRUNE(FollowsMethod):
     """`of` is the method that is restrained; `log_base` the base of the logarithm that singular values above the limit follow."""
 
-    name: str
-    of: EditMethod
     log_base: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.of, EditMethod):
-            raise ConfigError(f"method.of is {self.of!r}, no editing method; choose one, such as method@of=memit")
+        super().__post_init__()
         if not self.log_base > 1:
             raise ConfigError(f"log_base={self.log_base} must be above 1; set method.log_base")
 
-    @property
-    def max_batch_size(self) -> int | None:
-        """As the method that it restrains."""
-        return self.of.max_batch_size
-
     def settings(self) -> Mapping[str, Any]:
         """Return the settings of the method that it restrains, and its own."""
-        return {"of": self.of.settings(), "class": type(self.of).__qualname__, "log_base": self.log_base}
-
-    def check(self, model: ModelDescription) -> None:
-        """Check the method that it restrains."""
-        self.of.check(model)
+        return {**super().settings(), "log_base": self.log_base}
 
     def footprint(self, model: ModelDescription, workload: Workload) -> Footprint | None:
         """Predict what the method that it restrains needs, if that can say, and the sums of its updates. The rank of C is an assumption."""
-        needs = self.of.footprint(model, workload) if isinstance(self.of, Predictable) else None
+        needs = super().footprint(model, workload)
         if needs is None:
             return None
         # The sum, the unedited matrix or the update, and of the shorter side the product, its eigenvectors and their scratch.
@@ -85,10 +73,6 @@ class PRUNE:
             auxiliary_bytes=needs.auxiliary_bytes + excess,
             edit_operations=needs.edit_operations + work,
         )
-
-    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
-        """Return what the method that it restrains must compute first."""
-        return self.of.missing_statistics(model, fingerprint, cache) if isinstance(self.of, UsesStatistics) else ()
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor."""

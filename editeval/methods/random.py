@@ -7,9 +7,8 @@ Computes the edit of another method (`of`) and replaces each of its updates by G
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,48 +17,25 @@ from editeval.edits.delta import DenseDelta, Edit, LowRankDelta, WeightDelta
 from editeval.edits.dense import dense
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import EditMethod, Predictable, UsesStatistics
 from editeval.interfaces import Editor as InnerEditor
+from editeval.interfaces import FollowsMethod
 from editeval.keyvalue.footprint import FLOAT32
 from editeval.keyvalue.spread import update_norm
-from editeval.types import ConfigError, EditError, EditRequest, Footprint, ModelDescription, Progress, Workload, seed_for
+from editeval.keyvalue.updates import weight_deltas
+from editeval.types import EditError, EditRequest, Footprint, ModelDescription, Progress, Workload, seed_for
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomEdit:
+class RandomEdit(FollowsMethod):
     """`of` is the method whose edits set size and rank."""
-
-    name: str
-    of: EditMethod
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.of, EditMethod):
-            raise ConfigError(f"method.of is {self.of!r}, no editing method; choose one, such as method@of=memit")
-
-    @property
-    def max_batch_size(self) -> int | None:
-        """As the method that it follows."""
-        return self.of.max_batch_size
-
-    def settings(self) -> Mapping[str, Any]:
-        """Return the settings of the method that it follows."""
-        return {"of": self.of.settings(), "class": type(self.of).__qualname__}
-
-    def check(self, model: ModelDescription) -> None:
-        """Check the method that it follows."""
-        self.of.check(model)
 
     def footprint(self, model: ModelDescription, workload: Workload) -> Footprint | None:
         """Predict memory, disk and operations as the method that it follows does, if that can; noise of full rank is a whole matrix."""
-        needs = self.of.footprint(model, workload) if isinstance(self.of, Predictable) else None
+        needs = super().footprint(model, workload)
         if needs is None or needs.low_rank:
             return needs
         whole = sum(d_out * d_in for d_out, d_in in needs.edited) * FLOAT32
         return replace(needs, journal_bytes=whole + needs.auxiliary_bytes)
-
-    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
-        """Return what the method that it follows must compute first."""
-        return self.of.missing_statistics(model, fingerprint, cache) if isinstance(self.of, UsesStatistics) else ()
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor."""
@@ -79,8 +55,8 @@ class Editor:
             EditError: the method cannot compute its edit, or changes no weights.
         """
         edit = self.inner.edit(requests, seed=seed)
-        weights = [delta for delta in edit.deltas if isinstance(delta, WeightDelta)]
-        if not weights or len(weights) < len(edit.deltas):
+        weights = weight_deltas(edit.deltas, requests)
+        if not weights:
             raise EditError(
                 "the method changes no weights, so nothing random can be as large", request_ids=[request.request_id for request in requests]
             )

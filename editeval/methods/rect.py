@@ -21,43 +21,31 @@ from editeval.edits.delta import DenseDelta, Edit, LowRankDelta, WeightDelta
 from editeval.edits.dense import dense, num_bytes, selected_delta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import EditMethod, Predictable, UsesStatistics
 from editeval.interfaces import Editor as InnerEditor
+from editeval.interfaces import FollowsMethod
 from editeval.keyvalue.footprint import FLOAT32
 from editeval.keyvalue.updates import joined_by_parameter, weight_deltas
 from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
 
 @dataclass(frozen=True, kw_only=True)
-class RECT:
+class RECT(FollowsMethod):
     """`of` is the method that is regularised; `keep` the share of an update's elements that stays."""
 
-    name: str
-    of: EditMethod
     keep: float
 
     def __post_init__(self) -> None:
-        if not isinstance(self.of, EditMethod):
-            raise ConfigError(f"method.of is {self.of!r}, no editing method; choose one, such as method@of=memit")
+        super().__post_init__()
         if not 0 < self.keep <= 1:
             raise ConfigError(f"keep={self.keep} must be above 0 and at most 1; set method.keep")
 
-    @property
-    def max_batch_size(self) -> int | None:
-        """As the method that it regularises."""
-        return self.of.max_batch_size
-
     def settings(self) -> Mapping[str, Any]:
         """Return the settings of the method that it regularises, and its own."""
-        return {"of": self.of.settings(), "class": type(self.of).__qualname__, "keep": self.keep}
-
-    def check(self, model: ModelDescription) -> None:
-        """Check the method that it regularises."""
-        self.of.check(model)
+        return {**super().settings(), "keep": self.keep}
 
     def footprint(self, model: ModelDescription, workload: Workload) -> Footprint | None:
         """Predict what the method that it regularises needs, if that can say: a bit a weight beside each update of low rank."""
-        needs = self.of.footprint(model, workload) if isinstance(self.of, Predictable) else None
+        needs = super().footprint(model, workload)
         if needs is None:
             return None
         elements = sum(d_out * d_in for d_out, d_in in needs.edited)
@@ -65,10 +53,6 @@ class RECT:
         kept = min(whole + needs.auxiliary_bytes, needs.journal_bytes + elements // 8) if needs.low_rank else whole + needs.auxiliary_bytes
         # On the host: the updates, what is kept of them, and the relative changes of one matrix while they are ranked.
         return replace(needs, journal_bytes=kept, host_bytes=needs.host_bytes + 3 * whole)
-
-    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
-        """Return what the method that it regularises must compute first."""
-        return self.of.missing_statistics(model, fingerprint, cache) if isinstance(self.of, UsesStatistics) else ()
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor."""

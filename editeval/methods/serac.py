@@ -185,7 +185,7 @@ class SERAC:
 
     def _scope(self, lm: LanguageModel, cache: Cache, progress: Progress) -> tuple[SentenceEncoder, float]:
         """Return the trained encoder, on the model's device, and the cosine from which on a request is about a fact."""
-        device = lm.device_of(lm.module.get_submodule(lm.sites.embedding))
+        device = lm.input_device
         belongs = {"encoder": encoder_identity(self.encoder)}
         path = self._path("scope", belongs, cache)
         encoder = load_encoder(self.encoder, cache).to(device)
@@ -258,7 +258,7 @@ class SERAC:
         """
         if self.counterfactual is None:
             return replace(lm, module=cast_to(copy.deepcopy(lm.module), torch.float32))
-        device = str(lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
+        device = str(lm.input_device)
         small = self._small(cache.root, device=device).load()
         if small.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
             raise ConfigError(

@@ -225,7 +225,7 @@ class Editor:
 
     def _device(self, site: str) -> torch.device:
         """Return where the arithmetic of a map is done; its features wait on the host."""
-        return self.model.lm.device_of(self.model.lm.module.get_submodule(site))
+        return self.model.lm.device_at(site)
 
 
 def _update(site: str, features: Features, statistics: Statistics, learning_rate: float) -> Delta | None:

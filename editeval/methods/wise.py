@@ -266,7 +266,7 @@ class SiteInputs:
 
 def site_inputs(lm: LanguageModel, site: str, rows: Sequence[Sequence[int]]) -> SiteInputs:
     """Run prompts up to the site; what comes before it is the unedited model, whatever the memories hold."""
-    ids_BT = pad_rows(rows, lm.device_of(lm.module.get_submodule(lm.sites.embedding)))
+    ids_BT = pad_rows(rows, lm.input_device)
     real_BT = torch.arange(ids_BT.shape[1]) < torch.tensor([len(row) for row in rows])[:, None]
     with torch.no_grad(), capture(lm.module, [site], inputs=True, stop=True) as trace:
         run_until(lm.module.base_model, input_ids=ids_BT, use_cache=False)

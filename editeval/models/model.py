@@ -39,9 +39,14 @@ class LanguageModel:
         """Return the module at a site path such as `sites.mlp_out` in layer `layer`."""
         return self.module.get_submodule(site.format(layer))
 
-    def device_of(self, module: nn.Module) -> torch.device:
-        """Return the device of a module's first parameter: operations follow the owning parameter."""
-        return next(module.parameters()).device
+    def device_at(self, path: str) -> torch.device:
+        """Return the device of the first parameter of the module at a path: operations follow the owning parameter."""
+        return next(self.module.get_submodule(path).parameters()).device
+
+    @property
+    def input_device(self) -> torch.device:
+        """The device that token ids are put on."""
+        return self.device_at(self.sites.embedding)
 
     def packed_products(self) -> AbstractContextManager[None]:
         """Within the context passes on a processor read float32 weights from packed copies (see `models.packed`), last layers first."""

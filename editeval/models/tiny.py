@@ -8,12 +8,13 @@ are shared, windows slide, so that code which forgets one of them gives other nu
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -41,6 +42,8 @@ class TinyModel:
         ConfigError: an architecture without sites.
     """
 
+    dtype: ClassVar[str] = "float32"
+
     name: str
     architecture: str
     cache_dir: str | Path
@@ -55,6 +58,15 @@ class TinyModel:
 
     def __post_init__(self) -> None:
         sites_for(self.architecture)
+
+    @property
+    def name_or_path(self) -> str:
+        """Its name alone: it has no files."""
+        return self.name
+
+    def missing_files(self) -> tuple[str, ...]:
+        """Return nothing: it is made, not fetched."""
+        return ()
 
     def describe(self) -> ModelDescription:
         """Return the model's shape from its config alone."""
@@ -81,16 +93,24 @@ class TinyModel:
 
     def fingerprint(self) -> str:
         """Return the content hash of weights and tokenizer, made once for these settings."""
-        settings = {
-            "config": self.config().to_diff_dict(),
-            "seed": self.seed,
-            "recipe": _RECIPE,
-            "torch": torch.__version__,
-            "python": sys.version,
-        }
-        key = content_key(settings)
-        fingerprint: str = Cache(Path(self.cache_dir)).json("fingerprints", key, lambda: self.load().fingerprint)
+        fingerprint: str = Cache(Path(self.cache_dir)).json("fingerprints", self._fingerprint_key(), lambda: self.load().fingerprint)
         return fingerprint
+
+    def known_fingerprint(self) -> str | None:
+        """Return the content hash where the cache has it."""
+        path = Cache(Path(self.cache_dir)).path("fingerprints", self._fingerprint_key(), ".json")
+        return str(json.loads(path.read_text())) if path.exists() else None
+
+    def _fingerprint_key(self) -> str:
+        return content_key(
+            {
+                "config": self.config().to_diff_dict(),
+                "seed": self.seed,
+                "recipe": _RECIPE,
+                "torch": torch.__version__,
+                "python": sys.version,
+            }
+        )
 
     def config(self) -> PreTrainedConfig:
         """Return the architecture's config.

@@ -18,6 +18,7 @@ from editeval.report.answers import answers
 from editeval.report.figures import curves_figure, png
 from editeval.report.page import PageContent, page
 from editeval.report.panels import overview, panels
+from editeval.report.study import standing_digests
 from editeval.report.table import table_csv, table_markdown
 from editeval.runner.results import ScoreStore
 from editeval.runner.retention import retention
@@ -59,7 +60,7 @@ def run_report(run_dir: Path | str, *, to: Path | None = None) -> ReportFiles:
     """
     manifest = read_manifest(run_dir)
     store = ScoreStore(run_dir)
-    return write_report(run_dir, store.scores(_standing(store, manifest, run_dir)), manifest, to=to)
+    return write_report(run_dir, store.scores(standing_digests(store, manifest, read_edits(run_dir))), manifest, to=to)
 
 
 def write_report(run_dir: Path | str, scores: Sequence[Score], manifest: Mapping[str, Any], *, to: Path | None = None) -> ReportFiles:
@@ -93,15 +94,6 @@ def write_report(run_dir: Path | str, scores: Sequence[Score], manifest: Mapping
     write_atomic(files.png, png(curves_figure(overview(panels(shown)), title=title)))
     write_atomic(files.html, page(content))
     return files
-
-
-def _standing(store: ScoreStore, manifest: Mapping[str, Any], run_dir: Path | str) -> dict[int, str]:
-    """Return the digest that stands at each rung: by the edit log where it has the rung, else the one measured last."""
-    digests = {score.num_edits: score.state_digest for score in store.scores()}
-    digests |= {int(edit["num_edits"]): str(edit["digest"]) for edit in read_edits(run_dir)}
-    if "model_fingerprint" in manifest:
-        digests[0] = str(manifest["model_fingerprint"])
-    return digests
 
 
 def _samples(store: ScoreStore, scores: Sequence[Score]) -> dict[int, tuple[Mapping[str, Any], ...]]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from editeval.report.charts import AXES, CellMap, Curve, Panel
-from editeval.report.figures import COLOURS, spread
+from editeval.report.figures import COLOURS, FAILS, IN_PART, PASSES, spread
 from editeval.report.scene import FAINT, INK, MUTED, Area, Dots, Group, Line, Point, Scene, Shape, Text
 from editeval.runner.table import format_number
 
@@ -15,7 +15,6 @@ LEFT, RIGHT, TOP, BOTTOM = 40.0, 260.0, 28.0, 200.0  # edges of the axes; the cu
 LABEL_GAP = 11.5
 LABEL_CHARACTERS = 17
 MAX_TICKS = 8
-FAILS, IN_PART, PASSES = "#D55E00", "#F3DFA2", "#0072B2"  # as in the retention figure of a run
 
 
 def scene(panel: Panel | CellMap) -> Scene:

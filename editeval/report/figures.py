@@ -26,6 +26,7 @@ from editeval.runner.retention import Retention
 from editeval.runner.table import NORMAL_95, Column
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+FAILS, IN_PART, PASSES = "#D55E00", "#F3DFA2", "#0072B2"  # of what an edit should do, from 0 to 1
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 PANEL_INCHES = (5.4, 3.5)
 NARROW_INCHES = (4.2, 3.0)  # for a page: fills a phone's width with text that is still readable
@@ -192,7 +193,7 @@ def retention_figure(matrix: Retention, *, theme: Theme = LIGHT) -> Figure:
         FigureCanvasAgg(figure)
         axis = figure.subplots()
         values = np.array([[math.nan if value is None else value for value in row] for row in matrix.values], dtype=float)
-        colours = LinearSegmentedColormap.from_list("retention", ["#D55E00", "#F3DFA2", "#0072B2"])  # fails, in part, passes
+        colours = LinearSegmentedColormap.from_list("retention", [FAILS, IN_PART, PASSES])
         image = axis.imshow(values, aspect="auto", interpolation="nearest", vmin=0, vmax=1, cmap=colours)
         axis.set_xticks(range(len(matrix.rungs)), [str(rung) for rung in matrix.rungs])
         step = max(1, math.ceil(len(matrix.positions) / 20))

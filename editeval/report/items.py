@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from editeval.benchmarks.degeneracy import degenerate_reasons
 from editeval.types import Score
 
 Record = Mapping[str, Any]
-REPEATED_GRAMS = 0.5  # a text of which more than this share of 4-grams are repeats is degenerate (arXiv 2410.18785, "muting effect")
-GRAM = 4
 REPRODUCED = 1e-6  # items are the score's own if their mean is the score
 
 
@@ -66,10 +65,10 @@ class Items:
     @cached_property
     def degenerate(self) -> Degenerate:
         """What is degenerate in the answers."""
-        texts = [text for record in self.records if "generated" in record for text in _texts(record)]
+        broken_texts = [broken for record in self.records if "generated" in record for broken in _broken(record)]
         chosen = Counter([pick for record in self.records if "log_probs" in record and (pick := choice(record)) is not None])
         return Degenerate(
-            broken_texts=sum(map(is_degenerate, texts)) / len(texts) if texts else None,
+            broken_texts=fmean(broken_texts) if broken_texts else None,
             commonest_choice=max(chosen.values()) / chosen.total() if chosen else None,
         )
 
@@ -87,12 +86,8 @@ class Items:
 
 
 def is_degenerate(text: str) -> bool:
-    """Return whether a text is empty, or repeats itself: more than half of its 4-grams of words are repeats."""
-    words = text.split()
-    if len(words) <= GRAM:
-        return not words
-    grams = [tuple(words[place : place + GRAM]) for place in range(len(words) - GRAM + 1)]
-    return 1 - len(set(grams)) / len(grams) > REPEATED_GRAMS
+    """Return whether a text is degenerate as far as its words tell: it is empty or repeats itself."""
+    return bool(degenerate_reasons(text, text.split()))
 
 
 def choice(record: Record) -> int | None:
@@ -123,9 +118,13 @@ def _outcomes(records: Sequence[Record], score: Score, *, balanced: bool) -> Out
     return Outcomes(names=names, values=values)
 
 
-def _texts(record: Record) -> Iterator[str]:
-    generated = record.get("generated", ())
-    yield from (generated,) if isinstance(generated, str) else generated
+def _broken(record: Record) -> Iterator[bool]:
+    """Yield of each text whether it is degenerate: as the benchmark found with the model's tokens, else by its words."""
+    if "degenerate" in record:
+        yield bool({"empty", "repeats"} & set(record["degenerate"]))  # what was measured earlier lists `unended` too
+        return
+    generated = record["generated"]
+    yield from map(is_degenerate, (generated,) if isinstance(generated, str) else generated)
 
 
 def _name(record: Record) -> str:

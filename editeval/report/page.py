@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from editeval.report.answers import Answer
 from editeval.report.figures import NARROW_INCHES, PAGE, curves_figure, retention_figure, svg
+from editeval.report.markup import escaped, scrolling
 from editeval.report.panels import Panel, overview, panels
 from editeval.runner.progress import seconds_text
 from editeval.runner.retention import Retention
@@ -48,16 +48,16 @@ def page(content: PageContent) -> str:
         ("settings", "Settings", _settings(content.manifest)),
     ]
     shown = [(name, title, body) for name, title, body in sections if body]
-    links = "".join(f'<li><a href="#{name}">{_text(title)}</a></li>' for name, title, _ in shown)
+    links = "".join(f'<li><a href="#{name}">{escaped(title)}</a></li>' for name, title, _ in shown)
     parts = "\n".join(
-        f'<section aria-labelledby="{name}"><h2 id="{name}">{_text(title)}</h2>\n{body}</section>' for name, title, body in shown
+        f'<section aria-labelledby="{name}"><h2 id="{name}">{escaped(title)}</h2>\n{body}</section>' for name, title, body in shown
     )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'  # else a browser asks the network for one
-        f"<title>{_text(content.title)}</title>\n<style>\n{CSS_FILE.read_text()}</style>\n</head>\n<body>\n"
-        f'<header><h1>{_text(content.title)}</h1>\n{_summary(chosen)}<nav aria-label="sections"><ul>{links}</ul></nav></header>\n'
+        f"<title>{escaped(content.title)}</title>\n<style>\n{CSS_FILE.read_text()}</style>\n</head>\n<body>\n"
+        f'<header><h1>{escaped(content.title)}</h1>\n{_summary(chosen)}<nav aria-label="sections"><ul>{links}</ul></nav></header>\n'
         f"<main>\n{parts}\n</main>\n</body>\n</html>\n"
     )
 
@@ -75,7 +75,7 @@ def _summary(chosen: Sequence[Panel]) -> str:
             if first is not None and last is not None and table.rungs[-1] > 0:
                 change = f"{format_number(first.value)} → {format_number(last.value)}"
                 note = ' <span class="note">(the unedited model is at chance)</span>' if table.at_chance(column) else ""
-                lines.append(f"<li>{_text(column.benchmark_label)} {_text(panel.label(column))}: {change}{note}</li>")
+                lines.append(f"<li>{escaped(column.benchmark_label)} {escaped(panel.label(column))}: {change}{note}</li>")
     if not lines:
         return ""
     last_rung = rung_label(chosen[0].table.rungs[-1])
@@ -104,8 +104,8 @@ def _caption(panel: Panel) -> str:
 
 
 def _figure(picture: str, description: str, caption: str) -> str:
-    labelled = picture.replace("<svg ", f'<svg role="img" aria-label="{_text(description)}" ', 1)
-    return f"<figure>{labelled}<figcaption>{_text(caption)}</figcaption></figure>\n"
+    labelled = picture.replace("<svg ", f'<svg role="img" aria-label="{escaped(description)}" ', 1)
+    return f"<figure>{labelled}<figcaption>{escaped(caption)}</figcaption></figure>\n"
 
 
 def _retention(matrices: Sequence[Retention]) -> str:
@@ -124,8 +124,8 @@ def _tables(table: ScoreTable) -> str:
         heads = "".join(_column_head(part, column) for column in part.columns)
         rows = "".join(_score_row(row) for row in part.rows())
         head = f'<thead><tr><th scope="col">model</th>{heads}</tr></thead>'
-        body = f"<table><caption>{_text(label)}</caption>{head}<tbody>{rows}</tbody></table>"
-        parts.append(_scroll(body, f"scores of {label}"))
+        body = f"<table><caption>{escaped(label)}</caption>{head}<tbody>{rows}</tbody></table>"
+        parts.append(scrolling(body, f"scores of {label}"))
     if any(table.at_chance(column) for column in table.columns):
         parts.append('<p class="note">* the unedited model is not above chance here, so this number cannot show damage</p>')
     return "\n".join(parts)
@@ -135,51 +135,55 @@ def _column_head(part: ScoreTable, column: Column) -> str:
     several_tasks = len({other.task for other in part.columns}) > 1
     name = " ".join(filter(None, (column.task_label if several_tasks else "", column.metric))).replace("_", " ")
     mark = "*" if part.at_chance(column) else ""
-    return f'<th scope="col">{_text(name)}{mark}<small>{_text(column.protocol.replace("_", " "))}</small></th>'
+    return f'<th scope="col">{escaped(name)}{mark}<small>{escaped(column.protocol.replace("_", " "))}</small></th>'
 
 
 def _score_row(row: Sequence[str]) -> str:
     kind = f' class="{row[0]}"' if row[0] in ("chance", "unedited") else ""
-    cells = "".join(f"<td>{_text(value)}</td>" for value in row[1:])
-    return f'<tr{kind}><th scope="row">{_text(row[0])}</th>{cells}</tr>'
+    cells = "".join(f"<td>{escaped(value)}</td>" for value in row[1:])
+    return f'<tr{kind}><th scope="row">{escaped(row[0])}</th>{cells}</tr>'
 
 
 def _answers(answers: Sequence[Answer]) -> str:
     if not answers:
         return ""
     rows = "".join(
-        f"<tr><td>{_text(answer.prompt)}</td><td>{_text(answer.expected)}</td><td>{_text(answer.unedited)}</td>"
-        f'<td>{_text(answer.edited)}</td><td class="{"yes" if answer.passed else "no"}">{"yes" if answer.passed else "no"}</td></tr>'
+        f"<tr><td>{escaped(answer.prompt)}</td><td>{escaped(answer.expected)}</td><td>{escaped(answer.unedited)}</td>"
+        f'<td>{escaped(answer.edited)}</td><td class="{"yes" if answer.passed else "no"}">{"yes" if answer.passed else "no"}</td></tr>'
         for answer in answers
     )
     heads = "".join(f'<th scope="col">{head}</th>' for head in ("prompt", "edited to", "unedited model", "edited model", "there"))
-    table = f'<table class="text"><caption>{_text(answers[0].state)}</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    return _scroll(table, "generated answers")
+    table = (
+        f'<table class="text"><caption>{escaped(answers[0].state)}</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    )
+    return scrolling(table, "generated answers")
 
 
 def _edits(edits: Sequence[Mapping[str, Any]]) -> str:
     if not edits:
         return ""
     names = list(dict.fromkeys(name for edit in edits for name in edit.get("diagnostics", {})))
-    heads = "".join(f'<th scope="col">{_text(name.replace("_", " "))}</th>' for name in ("edit", "facts", "seconds", "norm ratio", *names))
+    heads = "".join(
+        f'<th scope="col">{escaped(name.replace("_", " "))}</th>' for name in ("edit", "facts", "seconds", "norm ratio", *names)
+    )
     rows = []
     for edit in edits:
         numbers = [edit.get("weight_norm_ratio"), *(edit.get("diagnostics", {}).get(name) for name in names)]
         cells = "".join(f"<td>{_number(number)}</td>" for number in (edit["seconds"], *numbers))
         facts = ", ".join(edit["request_ids"])
-        rows.append(f'<tr><th scope="row">{edit["step"]}</th><td>{_text(facts)}</td>{cells}</tr>')
+        rows.append(f'<tr><th scope="row">{edit["step"]}</th><td>{escaped(facts)}</td>{cells}</tr>')
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     mean = sum(float(edit["seconds"]) for edit in edits) / len(edits)
     summary = f"{counted(len(edits), 'edit')}, {seconds_text(mean)} each on average"
-    return f"<details><summary>{summary}</summary>{_scroll(table, 'edits')}</details>"
+    return f"<details><summary>{summary}</summary>{scrolling(table, 'edits')}</details>"
 
 
 def _timings(timings: Mapping[str, float]) -> str:
     if not timings:
         return ""
     ordered = [*sorted(timings.items(), key=lambda item: -item[1]), ("total, over all launches", sum(timings.values()))]
-    rows = "".join(f'<tr><th scope="row">{_text(name)}</th><td>{seconds_text(seconds)}</td></tr>' for name, seconds in ordered)
-    return _scroll(
+    rows = "".join(f'<tr><th scope="row">{escaped(name)}</th><td>{seconds_text(seconds)}</td></tr>' for name, seconds in ordered)
+    return scrolling(
         f'<table><thead><tr><th scope="col">work</th><th scope="col">time</th></tr></thead><tbody>{rows}</tbody></table>', "timings"
     )
 
@@ -188,26 +192,17 @@ def _settings(manifest: Mapping[str, Any]) -> str:
     parts = []
     plain = {name: value for name, value in manifest.items() if not isinstance(value, (Mapping, list))}
     if plain:
-        rows = "".join(f'<tr><th scope="row">{_text(name)}</th><td>{_text(value)}</td></tr>' for name, value in plain.items())
-        parts.append(_scroll(f'<table class="text"><tbody>{rows}</tbody></table>', "identity of the run"))
+        rows = "".join(f'<tr><th scope="row">{escaped(name)}</th><td>{escaped(value)}</td></tr>' for name, value in plain.items())
+        parts.append(scrolling(f'<table class="text"><tbody>{rows}</tbody></table>', "identity of the run"))
     for name, value in manifest.items():
         if name not in plain:
             text = json.dumps(value, indent=2, ensure_ascii=False, default=str)
-            parts.append(f'<details><summary>{_text(name)}</summary><pre tabindex="0">{_text(text)}</pre></details>')
+            parts.append(f'<details><summary>{escaped(name)}</summary><pre tabindex="0">{escaped(text)}</pre></details>')
     return "\n".join(parts)
 
 
 # -- pieces ----------------------------------------------------------------------------------------------------------------
 
 
-def _scroll(table: str, label: str) -> str:
-    """Wrap a table so that it scrolls by itself on a narrow screen, by keyboard too."""
-    return f'<div class="scroll" role="region" aria-label="{_text(label)}" tabindex="0">{table}</div>\n'
-
-
 def _number(value: Any) -> str:
     return format_number(None if value is None else float(value))
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)

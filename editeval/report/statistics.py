@@ -40,10 +40,6 @@ class Interval:
     low: float
     high: float
 
-    def excludes(self, value: float) -> bool:
-        """Return whether the interval lies to one side of a value."""
-        return self.low > value or self.high < value
-
 
 # -- paired tests ----------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ Figures are drawn here and are whole without the script, which only filters, sor
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 from editeval.report.charts import CellMap, Chart, Panel
 from editeval.report.drawing import scene
+from editeval.report.markup import escaped, scrolling
 from editeval.report.published import SOURCE, published_scores, published_seconds
 from editeval.report.scene import svg
 from editeval.report.series import Change, Series
@@ -76,13 +76,13 @@ def study_page(content: StudyContent) -> str:
         ("how", "How to read this", _how()),
     ]
     shown = [(name, title, body) for name, title, body in sections if body]
-    links = "".join(f'<li><a href="#{name}">{_text(title.split(":")[0])}</a></li>' for name, title, _ in shown)
+    links = "".join(f'<li><a href="#{name}">{escaped(title.split(":")[0])}</a></li>' for name, title, _ in shown)
     parts = "\n".join(
-        f'<section aria-labelledby="{name}"><h2 id="{name}">{_text(title)}</h2>\n{body}</section>' for name, title, body in shown
+        f'<section aria-labelledby="{name}"><h2 id="{name}">{escaped(title)}</h2>\n{body}</section>' for name, title, body in shown
     )
     data = json.dumps(_item_data(content), ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
     return Template((HERE / "study.html").read_text()).substitute(
-        title=_text(content.title),
+        title=escaped(content.title),
         styles=(HERE / "page.css").read_text() + (HERE / "study.css").read_text(),
         counted=_counted(content),
         links=links,
@@ -114,7 +114,7 @@ def _filters(content: StudyContent) -> str:
     boxes = []
     for name, (title, values) in names.items():
         options = "".join(
-            f'<label><input type="checkbox" name="{name}" value="{_text(value)}" checked> {_text(value)}</label>'
+            f'<label><input type="checkbox" name="{name}" value="{escaped(value)}" checked> {escaped(value)}</label>'
             for value in sorted(set(values))
         )
         buttons = '<button type="button" class="none">none</button> <button type="button" class="all">all</button>'
@@ -135,14 +135,14 @@ def _filters(content: StudyContent) -> str:
 
 def _verdict_table(verdicts: Sequence[Verdict]) -> str:
     rows = "".join(
-        f'<tr><th scope="row">{_text(QUESTIONS[verdict.question][0])} {_text(verdict.key)}</th><td>{_text(verdict.statement)}</td>'
-        f"<td>{_badge(verdict.outcome)}</td><td>{_text(verdict.reason)}</td></tr>"
+        f'<tr><th scope="row">{escaped(QUESTIONS[verdict.question][0])} {escaped(verdict.key)}</th><td>{escaped(verdict.statement)}</td>'
+        f"<td>{_badge(verdict.outcome)}</td><td>{escaped(verdict.reason)}</td></tr>"
         for verdict in verdicts
     )
     heads = "".join(f'<th scope="col">{head}</th>' for head in ("", "statement", "verdict", "why"))
     note = f"Statements: the findings of {SOURCE}, made testable. Verdicts are of all runs of this page, whatever is filtered."
     table = f'<table class="text verdicts"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<p class="note">{_text(note)}</p>{_scroll(table, "verdicts")}'
+    return f'<p class="note">{escaped(note)}</p>{scrolling(table, "verdicts")}'
 
 
 def _badge(outcome: Outcome) -> str:
@@ -153,10 +153,10 @@ def _question(name: str, content: StudyContent) -> str:
     parts = [_charts(name, content)]
     for verdict in reversed(content.verdicts):
         if verdict.question == name:
-            head = f"<strong>{_text(verdict.key)}</strong> {_text(verdict.statement)} {_badge(verdict.outcome)}"
-            parts.insert(0, f"<p>{head}<br>{_text(verdict.reason)}</p>")
+            head = f"<strong>{escaped(verdict.key)}</strong> {escaped(verdict.statement)} {_badge(verdict.outcome)}"
+            parts.insert(0, f"<p>{head}<br>{escaped(verdict.reason)}</p>")
             if len(verdict.table) > 1:
-                parts.append(f"<details><summary>Table of {_text(verdict.key)}</summary>{_table(verdict.table, verdict.key)}</details>")
+                parts.append(f"<details><summary>Table of {escaped(verdict.key)}</summary>{_table(verdict.table, verdict.key)}</details>")
     return "".join(parts)
 
 
@@ -168,8 +168,8 @@ def _charts(name: str, content: StudyContent) -> str:
             files = ", ".join(f'<a href="figures/{chart.name}.{kind}">{kind.upper()}</a>' for kind in ("png", "svg", "csv"))
             is_open = " open" if not parts else ""
             parts.append(
-                f'<details class="chart"{is_open}><summary>{_text(chart.title)}</summary><div class="figures">{figures}</div>'
-                f'<p class="note">{_text(chart.caption)} Files: {files}.</p></details>'
+                f'<details class="chart"{is_open}><summary>{escaped(chart.title)}</summary><div class="figures">{figures}</div>'
+                f'<p class="note">{escaped(chart.caption)} Files: {files}.</p></details>'
             )
     return "".join(parts)
 
@@ -185,13 +185,13 @@ def _figure(panel: Panel | CellMap) -> str:
 def _run_table(content: StudyContent) -> str:
     by_run = {run.folder: one for one in content.series for run in one.runs}
     rows = "".join(_run_row(run, by_run.get(run.folder), content) for run in content.runs)
-    head = "".join(f'<th scope="col"><button type="button" class="sort">{_text(name)}</button></th>' for name in RUN_HEADS)
+    head = "".join(f'<th scope="col"><button type="button" class="sort">{escaped(name)}</button></th>' for name in RUN_HEADS)
     table = f'<table id="run-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     note = (
         "At the last rung. Ability kept, n90 and n50 (the largest number of edits up to which the lower bound of mean retained ability "
         f"stays above {KEEPS:g} or 0.5) are of all seeds of a series together. A column head sorts."
     )
-    return f'{_scroll(table, "runs")}<p class="note">{_text(note)}</p>'
+    return f'{scrolling(table, "runs")}<p class="note">{escaped(note)}</p>'
 
 
 def _run_row(run: Run, one: Series | None, content: StudyContent) -> str:
@@ -206,7 +206,7 @@ def _run_row(run: Run, one: Series | None, content: StudyContent) -> str:
     norm = next((edit["weight_norm_ratio"] for edit in reversed(run.edits) if edit.get("weight_norm_ratio") is not None), None)
     measuring = sum(value for name, value in run.timings.items() if name.startswith("measuring"))
     page = run.folder / "report" / "report.html"
-    link = f'<a href="{_text(relative(page, content.folder))}">open</a>' if page.exists() else ""
+    link = f'<a href="{escaped(relative(page, content.folder))}">open</a>' if page.exists() else ""
     cells = (
         *(format_number(value) for value in (*qualities, kept)),
         *marks,
@@ -218,11 +218,9 @@ def _run_row(run: Run, one: Series | None, content: StudyContent) -> str:
         "–" if run.peak_memory_bytes is None else _bytes(run.peak_memory_bytes),
     )
     data = {"model": run.model, "method": method, "dataset": run.dataset if one is None else one.dataset, "seed": str(run.seed)}
-    attributes = "".join(f' data-{name}="{_text(value)}"' for name, value in data.items())
-    names = (
-        f"<th scope=row>{_text(run.model)}</th><td>{_text(method)}</td><td>{_text(data['dataset'])}</td><td>{run.seed}</td><td>{last}</td>"
-    )
-    return f"<tr{attributes}>{names}{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}<td>{link}</td></tr>"
+    attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
+    shown = "".join(f"<td>{escaped(cell)}</td>" for cell in (method, data["dataset"], run.seed, last, *cells))
+    return f"<tr{attributes}><th scope=row>{escaped(run.model)}</th>{shown}<td>{link}</td></tr>"
 
 
 def _bytes(count: int) -> str:
@@ -246,13 +244,13 @@ def _changes(content: StudyContent) -> str:
         f"Holm's adjustment for all of them{f'; the {SHOWN_CHANGES} surest are listed' if len(found) > SHOWN_CHANGES else ''}."
     )
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-    return f"<p>{_text(note)}</p><details><summary>List</summary>{_scroll(table, 'changes')}</details>"
+    return f"<p>{escaped(note)}</p><details><summary>List</summary>{scrolling(table, 'changes')}</details>"
 
 
 def _change_row(change: Change, content: StudyContent) -> str:
     run, label = change.run, content.labels[change.run.folder.as_posix()]
     data = {"model": run.model, "method": label, "dataset": run.dataset, "seed": str(run.seed)}
-    attributes = "".join(f' data-{name}="{_text(value)}"' for name, value in data.items())
+    attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
     cells = (
         label,
         run.seed,
@@ -262,7 +260,7 @@ def _change_row(change: Change, content: StudyContent) -> str:
         f"{change.p_value:.2g}",
         f"{change.adjusted:.2g}",
     )
-    return f'<tr{attributes}><th scope="row">{_text(run.model)}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in cells)}</tr>'
+    return f'<tr{attributes}><th scope="row">{escaped(run.model)}</th>{"".join(f"<td>{escaped(cell)}</td>" for cell in cells)}</tr>'
 
 
 def _items() -> str:
@@ -313,20 +311,12 @@ def _how() -> str:
         f"Published curves are from {SOURCE} ({len(published_scores())} numbers in editeval/report/published, {doubts} with a doubt). "
         "They are drawn where model, method, benchmark and way of scoring are the same, and enter no statistic.",
     )
-    return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>"
+    return f"<ul>{''.join(f'<li>{escaped(line)}</li>' for line in lines)}</ul>"
 
 
 def _table(rows: Sequence[Sequence[str]], label: str) -> str:
-    heads = "".join(f'<th scope="col">{_text(head)}</th>' for head in rows[0])
+    heads = "".join(f'<th scope="col">{escaped(head)}</th>' for head in rows[0])
     body = "".join(
-        f'<tr><th scope="row">{_text(row[0])}</th>{"".join(f"<td>{_text(cell)}</td>" for cell in row[1:])}</tr>' for row in rows[1:]
+        f'<tr><th scope="row">{escaped(row[0])}</th>{"".join(f"<td>{escaped(cell)}</td>" for cell in row[1:])}</tr>' for row in rows[1:]
     )
-    return _scroll(f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>", f"table of {label}")
-
-
-def _scroll(table: str, label: str) -> str:
-    return f'<div class="scroll" role="region" aria-label="{_text(label)}" tabindex="0">{table}</div>\n'
-
-
-def _text(value: Any) -> str:
-    return html.escape(str(value), quote=True)
+    return scrolling(f"<table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table>", f"table of {label}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
 from editeval.runner.table import ScoreTable
 
@@ -27,13 +28,18 @@ def table_markdown(table: ScoreTable) -> str:
         names = [" ".join(filter(None, (column.task_label, column.metric))) for column in part.columns]
         marks = ["*" if part.at_chance(column) else "" for column in part.columns]
         heads = [f"{name}{mark} ({column.protocol})" for name, mark, column in zip(names, marks, part.columns, strict=True)]
-        lines = [_row([label, *heads]), _row([":--", *("--:" for _ in part.columns)]), *(_row(row) for row in part.rows())]
+        lines = [
+            markdown_row([label, *heads]),
+            markdown_row([":--", *("--:" for _ in part.columns)]),
+            *(markdown_row(row) for row in part.rows()),
+        ]
         parts.append("\n".join(lines))
     notes = ["`*` the unedited model is not above chance there"] if any(map(table.at_chance, table.columns)) else []
     return "\n\n".join([*parts, *notes]) + "\n"
 
 
-def _row(cells: list[str] | tuple[str, ...]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """Return a row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 

@@ -16,7 +16,9 @@ from typing import Any
 from editeval.files import write_atomic
 from editeval.report.series import Series
 from editeval.report.study_page import QUESTIONS
+from editeval.report.table import markdown_row
 from editeval.report.verdicts import Verdict
+from editeval.runner.wandb_mirror import has_wandb_account
 from editeval.types import ConfigError, EditevalError
 
 SPEC_FILE = "wandb-report.json"
@@ -36,21 +38,13 @@ def write_wandb_report(target: str, series: Sequence[Series], verdicts: Sequence
     report = _report(entity, project, series, verdicts, title=title)
     path = to / SPEC_FILE
     write_atomic(path, report._to_model().model_dump_json(indent=1, by_alias=True, exclude_none=True))
-    if not _has_account():
+    if os.environ.get("WANDB_MODE", "online") != "online" or not has_wandb_account():
         return str(path)
     try:
         report.save()
     except Exception as error:
         raise EditevalError(f"W&B did not take the report ({error}); its specification is in {path}") from error
     return str(report.url)
-
-
-def _has_account() -> bool:
-    """Return whether W&B would be spoken to: a key in the environment or in the user's own netrc, and not told to be offline."""
-    import wandb
-
-    offline = os.environ.get("WANDB_MODE", "online") != "online"
-    return not offline and bool(wandb.api.api_key)
 
 
 def _report(entity: str, project: str, series: Sequence[Series], verdicts: Sequence[Verdict], *, title: str) -> Any:
@@ -80,9 +74,5 @@ def _markdown(verdict: Verdict) -> str:
     lines = [f"**{verdict.key}** {verdict.statement} **{verdict.outcome}**", "", verdict.reason]
     if len(verdict.table) > 1:
         head, *rows = verdict.table
-        lines += ["", _row(head), _row(["---"] * len(head)), *(_row(row) for row in rows)]
+        lines += ["", markdown_row(head), markdown_row(["---"] * len(head)), *(markdown_row(row) for row in rows)]
     return "\n".join(lines)
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -50,18 +50,6 @@ def origin() -> Mapping[str, Any]:
 
 
 @contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Keep a library's advice to programmers (not its errors) off the console."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextmanager
 def log_to(path: Path) -> Iterator[None]:
     """Keep what the package says within the context in a file."""
     handler = logging.FileHandler(path)

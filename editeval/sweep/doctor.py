@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 from editeval.build import build, rungs_of
 from editeval.datasets.corpus import Corpus
 from editeval.files import Cache
-from editeval.interfaces import Benchmark, EditDataset, EditMethod, ModelSource, Predictable, UsesStatistics
+from editeval.interfaces import Benchmark, EditDataset, EditMethod, ModelSource, PlannableSource, Predictable, UsesStatistics
 from editeval.models.load import DTYPES, description_of
 from editeval.models.packed import PackedWeights, all_packed, allowed_bytes
 from editeval.models.prompt_format import CHAT, check_format, check_template
@@ -102,7 +102,7 @@ def diagnose(config: DictConfig, *, offline: bool) -> Diagnosis:
     source = _checked(findings, "model", lambda: build(config.model, "model", ModelSource))
     method = _checked(findings, "method", lambda: build(config.method, "method", EditMethod))
     plan: Plan | None = None
-    if source is not None:
+    if isinstance(source, PlannableSource):
         findings += _model_files(source, offline=offline)
         shape = _checked(findings, "shape of the model", lambda: _shape(source))
         if shape is not None and method is not None:
@@ -110,6 +110,11 @@ def diagnose(config: DictConfig, *, offline: bool) -> Diagnosis:
             plan = _checked(findings, "plan", lambda: plan_of(config, method, *shape))
             findings += _statistics(config, source, method, shape[0], offline=offline)
         _checked(findings, "prompt format", lambda: _prompt_format(config, source))
+    elif source is not None:
+        text = (
+            f"what model {config.model.name} needs is not predicted, and its files are not looked for: {type(source).__name__} cannot say"
+        )
+        findings.append(Finding(kind="note", text=text))
     for name, group in (("dataset", {"": config.dataset}), ("benchmark", config.get("benchmark") or {})):
         kind: type[Any] = EditDataset if name == "dataset" else Benchmark
         for key, node in group.items():
@@ -179,17 +184,16 @@ def _checked(findings: list[Finding], what: str, call: Callable[[], Result], *, 
     return result
 
 
-def _shape(source: ModelSource) -> tuple[ModelDescription, int]:
+def _shape(source: PlannableSource) -> tuple[ModelDescription, int]:
     """Return the model's shape and the bytes of its weights, from local files or from what is published."""
-    element = torch.tensor([], dtype=DTYPES[getattr(source, "dtype", "float32")]).element_size()
-    published = published_config(getattr(source, "name_or_path", ""))
-    config = published if published is not None else source.config()  # type: ignore[attr-defined]
-    return description_of(getattr(source, "name", "model"), config), weight_bytes(config, element_bytes=element)
+    element = torch.tensor([], dtype=DTYPES[source.dtype]).element_size()
+    published = published_config(source.name_or_path)
+    config = published if published is not None else source.config()
+    return description_of(source.name, config), weight_bytes(config, element_bytes=element)
 
 
-def _model_files(source: ModelSource, *, offline: bool) -> list[Finding]:
-    name = getattr(source, "name_or_path", "")
-    missing = source.missing_files() if hasattr(source, "missing_files") else ()
+def _model_files(source: PlannableSource, *, offline: bool) -> list[Finding]:
+    name, missing = source.name_or_path, source.missing_files()
     if not missing:
         return [Finding(kind="ok", text="model files are on this machine")]
     if is_gated(name):
@@ -199,11 +203,11 @@ def _model_files(source: ModelSource, *, offline: bool) -> list[Finding]:
     return [Finding(kind=kind, text=f"model files {', '.join(missing)}: fetched by the first run; no network there: `hf download {name}`")]
 
 
-def _prompt_format(config: DictConfig, source: ModelSource) -> None:
+def _prompt_format(config: DictConfig, source: PlannableSource) -> None:
     """Raise ConfigError where the run would refuse the format; a tokenizer that is still to be fetched is not looked into."""
     check_format(config.prompt_format)
-    if config.prompt_format == CHAT and not (hasattr(source, "missing_files") and source.missing_files()):
-        check_template(source.tokenizer(), name=getattr(source, "name", "model"))
+    if config.prompt_format == CHAT and not source.missing_files():
+        check_template(source.tokenizer(), name=source.name)
 
 
 def _prefetched(folder: Path) -> None:
@@ -214,11 +218,13 @@ def _prefetched(folder: Path) -> None:
         raise ConfigError(f"{len(changed)} files in {folder} are not what {MANIFEST} lists ({listed}); prefetch them again")
 
 
-def _statistics(config: DictConfig, source: ModelSource, method: EditMethod, model: ModelDescription, *, offline: bool) -> list[Finding]:
+def _statistics(
+    config: DictConfig, source: PlannableSource, method: EditMethod, model: ModelDescription, *, offline: bool
+) -> list[Finding]:
     """Say whether the key statistics are in the cache; they are computed where they are not, from a text that must then be at hand."""
     if not isinstance(method, UsesStatistics):
         return []
-    fingerprint = source.known_fingerprint() if hasattr(source, "known_fingerprint") else None
+    fingerprint = source.known_fingerprint()
     missing = method.missing_statistics(model, fingerprint, Cache(Path(config.paths.cache)))
     if not missing:
         return [Finding(kind="ok", text="key statistics")]

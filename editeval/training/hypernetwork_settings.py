@@ -169,7 +169,7 @@ class TrainedSettings:
         tensors, about = read_archive(path, belongs, kind=self.kind)
         network = Hypernetwork(maps, rank=self.rank, rate=self.edit_learning_rate, seed=self.training_seed)
         network.load_state_dict(tensors)
-        device = lm.device_of(lm.module.get_submodule(maps[0].path))
+        device = lm.device_at(maps[0].path)
         return network.to(device).eval().requires_grad_(False), about
 
 

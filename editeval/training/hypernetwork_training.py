@@ -72,7 +72,7 @@ def train(
     """
     rows, held_back = learning.divided(readable(lm, requests), held_back=settings.held_back, seed=settings.seed)
     network = Hypernetwork(maps, rank=settings.rank, rate=settings.edit_learning_rate, seed=settings.seed)
-    device = lm.device_of(lm.module.get_submodule(maps[0].path))
+    device = lm.device_at(maps[0].path)
     course = make_course(lm=lm, sites=tuple(edited.path for edited in maps), first=first, settings=settings)
     learner = _NetworkLearner(network, course)
     curve = learning.train(learner, rows, held_back, settings, partial=partial, device=device, what="training", progress=progress)

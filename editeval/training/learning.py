@@ -10,7 +10,6 @@ Importing this imports lightning, which takes seconds.
 from __future__ import annotations
 
 import json
-import logging
 import warnings
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from editeval.files import write_atomic
+from editeval.models.quiet import quiet
 from editeval.training.settings import MOST_HELD_BACK, LearningSettings
 from editeval.types import ConfigError, EditevalError, EditRequest, Progress, seed_for
 
@@ -302,14 +302,8 @@ def _fit(
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the trainer's remarks on hardware and on ways to start it off the console."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PossibleUserWarning)
-            # Lightning 2.6.6 uses what torch 2.13 calls deprecated.
-            warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+    with quiet("lightning.pytorch"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        # Lightning 2.6.6 uses what torch 2.13 calls deprecated.
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)`", category=FutureWarning)
+        yield

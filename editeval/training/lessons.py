@@ -5,11 +5,10 @@ The parts of the model below the edited layers run once a row; the lesson keeps 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from editeval.keyvalue.fine_tuning import TargetRow, scored_row
 from editeval.keyvalue.lookup import BARE, locate
 from editeval.keyvalue.suffix import next_token_logits
 from editeval.keyvalue.upper import UpperPass
+from editeval.keyvalue.walk import updated
 from editeval.models.model import LanguageModel
 from editeval.training.hypernetwork import Factors
 from editeval.types import DatasetError, EditError, EditRequest
@@ -125,21 +125,9 @@ class Lesson:
         return [bool(right_N.cpu()[rows_N == number].all()) for number in numbers]
 
 
-@contextmanager
-def acting(module: nn.Module, updates: Mapping[str, Factors]) -> Iterator[None]:
+def acting(module: nn.Module, updates: Mapping[str, Factors]) -> AbstractContextManager[None]:
     """Within the context the maps act as if their updates had been written into them; no whole matrix is made of the factors."""
-
-    def adder(update: Factors) -> Any:
-        def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-            added: Tensor = arguments[0].float() @ update.right.to(output.device).T @ update.left.to(output.device).T
-            return (added + output.float()).to(output.dtype)
-
-        return hook
-
-    with ExitStack() as stack:
-        for path, update in updates.items():
-            stack.callback(module.get_submodule(path).register_forward_hook(adder(update)).remove)
-        yield
+    return updated(module, {path: (update,) for path, update in updates.items()})
 
 
 def _rows(tokenizer: PreTrainedTokenizerFast, texts: Sequence[tuple[str, str]], limit: int) -> tuple[TargetRow, ...]:

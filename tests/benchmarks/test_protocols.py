@@ -14,6 +14,7 @@ from editeval.benchmarks.lm_harness import HarnessBenchmark
 from editeval.build import build
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Benchmark
+from editeval.report.items import Items
 from editeval.types import ConfigError, Evaluation
 from tests.benchmarks.conftest import CITIES, context_of, write_rows
 from tests.conftest import Compose
@@ -165,8 +166,11 @@ def test_every_benchmark_runs_offline_and_names_protocol_shots_and_template(
     accuracies = [found for found in evaluation.measurements if found.metric.startswith(("acc", "exact_match"))]
     assert all(found.chance is not None for found in accuracies)
     written = [record for record in evaluation.samples if "generated" in record]
-    assert bool(written) == any(found.metric == "degenerate_rate" for found in evaluation.measurements)
-    assert all({"answer", "degenerate"} <= set(record) for record in written)
+    rates = {found.metric: found.value for found in evaluation.measurements if found.metric in ("degenerate_rate", "unended_rate")}
+    assert len(rates) == (2 if written else 0)
+    assert all({"answer", "degenerate", "unended"} <= set(record) for record in written)
+    if written:  # the report says the same of these texts under the same word
+        assert Items(written).degenerate.broken_texts == pytest.approx(rates["degenerate_rate"])
 
 
 @pytest.mark.usefixtures("no_network")

@@ -85,6 +85,14 @@ def test_a_stream_of_edits_is_refused_with_the_settings_that_work(compose_config
     assert assemble(compose_config(*settings, "num_edits=1", "batch_size=20")).batch_size == 20
 
 
+@pytest.mark.parametrize("wrapper", ["rect", "prune", "random"])
+def test_a_stream_of_edits_is_refused_of_a_method_that_follows_it(compose_config: Callable[..., DictConfig], wrapper: str) -> None:
+    settings = (f"method={wrapper}", "method@of=locft-bf", "model=tiny-llama", "callback=silent")
+    with pytest.raises(ConfigError, match=f"method {wrapper} writes all facts in one edit.*set batch_size=2 num_edits=1"):
+        assemble(compose_config(*settings, "num_edits=2"))
+    assert assemble(compose_config(*settings, "num_edits=1", "batch_size=2")).batch_size == 2
+
+
 def test_settings_that_cannot_work_are_refused(lm: LanguageModel) -> None:
     with pytest.raises(ConfigError, match="place"):
         replace(METHOD, place="head")

@@ -150,7 +150,7 @@ def test_layers_may_lie_on_the_devices_of_a_map(
     original: LanguageModel, folder: Path, tmp_path: Path, device_map: dict[str, str] | str
 ) -> None:
     lm = source(folder, tmp_path, device_map=device_map).load()
-    assert lm.device_of(lm.layer_module(lm.sites.mlp_out, 0)) == torch.device("cpu")
+    assert lm.device_at(lm.sites.mlp_out.format(0)) == torch.device("cpu")
     assert lm.fingerprint == original.fingerprint
 
 

@@ -241,13 +241,20 @@ def test_a_model_that_always_gives_one_label_has_the_balanced_score_of_guessing(
     [
         ("", True),
         ("  \n", True),
-        ("no no no no no no no no no no", True),
+        ("no " * 12, True),
+        ("no no no no no no no no no no", False),  # too short to judge
         ("Paris", False),
         ("the cat sat on the mat and the cat ran", False),
     ],
 )
 def test_empty_and_repeating_texts_are_degenerate(text: str, broken: bool) -> None:
     assert is_degenerate(text) is broken
+
+
+def test_what_the_benchmark_found_with_the_tokens_of_the_model_counts() -> None:
+    found = [["repeats"], ["unended"], []]
+    items = Items([{"generated": "a good answer", "degenerate": reasons} for reasons in found])
+    assert items.degenerate.broken_texts == pytest.approx(1 / 3)
 
 
 def test_only_a_choice_among_several_is_a_choice() -> None:

@@ -15,12 +15,14 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 from torch.profiler import ProfilerActivity, profile
+from transformers import PreTrainedTokenizerFast
 
 from editeval.__main__ import main
 from editeval.build import build
 from editeval.files import Cache, file_sha256
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, Editor, ModelSource, Predictable
+from editeval.models.model import LanguageModel
 from editeval.models.shapes import published_config, weight_bytes
 from editeval.prefetch import MANIFEST
 from editeval.sweep.doctor import diagnose
@@ -200,6 +202,34 @@ def test_a_method_that_says_nothing_of_its_needs_is_named_as_unpredicted(compose
     assert diagnosis.ready
     assert any(finding.kind == "note" and "is not predicted" in finding.text for finding in diagnosis.findings)
     assert any("seconds per edit: not predicted" in line for line in diagnosis.lines())
+
+
+@dataclass(frozen=True, kw_only=True)
+class TellsItsShape:
+    """A model source of somebody else's, which can say nothing else before it is loaded."""
+
+    name: str
+
+    def describe(self) -> ModelDescription:
+        raise NotImplementedError
+
+    def load(self) -> LanguageModel:
+        raise NotImplementedError
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        raise NotImplementedError
+
+    def fingerprint(self) -> str:
+        raise NotImplementedError
+
+
+def test_a_model_source_that_says_nothing_beforehand_is_named_as_unpredicted(compose_config: Compose) -> None:
+    config = compose_config("model=tiny-gpt2", EDITS)
+    OmegaConf.set_struct(config, value=False)
+    OmegaConf.update(config, "model", {"_target_": f"{__name__}.TellsItsShape", "name": "other"}, merge=False)
+    diagnosis = diagnose(config, offline=False)
+    assert diagnosis.plan is None
+    assert any(finding.kind == "note" and "TellsItsShape cannot say" in finding.text for finding in diagnosis.findings)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from statistics import fmean
 MAX_CLASSES = 10  # more distinct right answers than this are answers, not classes
 NGRAM = 4
 MIN_NGRAMS = 8  # shorter texts are not judged for repetition
-MAX_REPEATED = 0.5  # a text of which more 4-grams than this repeat an earlier one goes in circles
+MAX_REPEATED = 0.5  # a text of which more 4-grams than this repeat an earlier one goes in circles (arXiv 2410.18785, "muting effect")
 LENGTH_SLACK = 2  # text read back may be cut into slightly fewer tokens than were written
 
 
@@ -29,14 +29,15 @@ class Answered:
     score: float
 
 
-def degenerate_reasons(text: str, tokens: Sequence[Hashable], *, max_new_tokens: int) -> tuple[str, ...]:
-    """Return why a generated text is no answer: `empty`, `repeats` (its 4-grams of tokens), `unended` (ran into the bound)."""
-    reasons = {
-        "empty": not text.strip(),
-        "repeats": repeated_share(tokens) > MAX_REPEATED,
-        "unended": len(tokens) >= max(1, max_new_tokens - LENGTH_SLACK),
-    }
+def degenerate_reasons(text: str, tokens: Sequence[Hashable]) -> tuple[str, ...]:
+    """Return why a generated text is degenerate: it is `empty`, or `repeats` itself (its 4-grams of tokens)."""
+    reasons = {"empty": not text.strip(), "repeats": repeated_share(tokens) > MAX_REPEATED}
     return tuple(name for name, holds in reasons.items() if holds)
+
+
+def is_unended(tokens: Sequence[Hashable], *, max_new_tokens: int) -> bool:
+    """Return whether a generated text ran into its bound, as a long answer of a sound model may too."""
+    return len(tokens) >= max(1, max_new_tokens - LENGTH_SLACK)
 
 
 def repeated_share(tokens: Sequence[Hashable]) -> float:

@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from editeval.benchmarks.honest import Answered, balanced, degenerate_reasons, plain_answer, repeated_share, top_answer_share
+from editeval.benchmarks.degeneracy import (
+    Answered,
+    balanced,
+    degenerate_reasons,
+    is_unended,
+    plain_answer,
+    repeated_share,
+    top_answer_share,
+)
 
 
 def answered(right: str, given: str) -> Answered:
@@ -14,10 +22,11 @@ def answered(right: str, given: str) -> Answered:
 
 
 def test_empty_repeating_and_unended_texts_are_told_apart() -> None:
-    assert degenerate_reasons(" \n", [], max_new_tokens=20) == ("empty",)
-    assert degenerate_reasons("the the", ["the"] * 12, max_new_tokens=20) == ("repeats",)
-    assert degenerate_reasons("words", list(range(20)), max_new_tokens=20) == ("unended",)
-    assert degenerate_reasons("a good answer", list(range(12)), max_new_tokens=20) == ()
+    assert degenerate_reasons(" \n", []) == ("empty",)
+    assert degenerate_reasons("the the", ["the"] * 12) == ("repeats",)
+    assert degenerate_reasons("a good answer", list(range(20))) == ()
+    assert is_unended(list(range(20)), max_new_tokens=20)
+    assert not is_unended(list(range(12)), max_new_tokens=20)
 
 
 def test_a_short_text_is_not_judged_for_repetition() -> None:
