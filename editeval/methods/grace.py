@@ -9,8 +9,8 @@ token. An edit with label y finds the nearest key, at distance d (algorithm 1):
 
 - d > epsilon_i + epsilon_init, or an empty codebook: insert (q, v, epsilon_init, y);
 - else y_i = y: stretch the radius to cover the prompt, epsilon_i = max(epsilon_i, d), and train v_i again;
-- else split: epsilon_i = min(epsilon_i, d/2), insert (q, v, d/2, y). Where d is rounding, the entry itself is written anew: the published
-  rule would leave two empty balls, and the fact could never be changed.
+- else split: epsilon_i = d/2, less a hair, so that a query halfway is the new entry's, and insert (q, v, d/2, y). Where d is rounding, the
+  entry itself is written anew: the published rule would leave two empty balls, and the fact could never be changed.
 
 The value is what makes the model say the target: Adam on its cross-entropy, from a random or the present output of the site.
 """
@@ -44,6 +44,7 @@ from editeval.types import ConfigError, EditError, EditevalError, EditRequest, F
 PUBLISHED_DEPTH = 35 / 48  # layer 35 of GPT-2 XL's 48
 INT64 = 8
 VALUE_INITS = ("cold", "warm")
+HAIR = 1e-5  # by which the older ball of a split is smaller (published code)
 SAME_KEY = 1e-4  # distance relative to the key's norm below which two keys are one prompt's, told apart by rounding alone
 
 
@@ -224,7 +225,8 @@ def grow(entries: Sequence[CodebookEntry], fresh: CodebookEntry, nearest: Neares
     if nearest.distance <= SAME_KEY * float(old.key.norm()):
         return Growth(entries={nearest.entry: replace(fresh, epsilon=old.epsilon)}, trained=nearest.entry)
     half = nearest.distance / 2
-    return Growth(entries={nearest.entry: replace(old, epsilon=min(old.epsilon, half)), new: replace(fresh, epsilon=half)}, trained=new)
+    shrunk = replace(old, epsilon=max(half - HAIR, 0.0))
+    return Growth(entries={nearest.entry: shrunk, new: replace(fresh, epsilon=half)}, trained=new)
 
 
 def cold_value(width: int, *, seed: int) -> Tensor:

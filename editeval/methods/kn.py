@@ -18,7 +18,7 @@ alike, so the update of a layer is of rank one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -50,7 +50,8 @@ class KN:
     """KN's settings; published numbers are in conf/method/kn.yaml and conf/tuned/kn.
 
     `neurons` is one of `NEURONS`, `points` of `POINTS`, `scored_at` of `SCORED_AT`. `pararel` is a file of ParaRel patterns, used
-    beside the data set's paraphrases. `embedding` is the one that predicts (`output`) or that reads (`input`); tied models have one.
+    beside the data set's paraphrases. With `leading_blank` answers follow the prompt as text does, behind a blank; without it the tokens of
+    the bare word stand there. `embedding` is the one that predicts (`output`) or that reads (`input`); tied models have one.
     `follow_sign` turns the update of neurons whose activation is negative, which would act the other way round.
     """
 
@@ -65,6 +66,7 @@ class KN:
     refine: bool
     share: float
     pararel: str | None
+    leading_blank: bool
     subtract: float
     add: float
     embedding: str
@@ -84,9 +86,8 @@ class KN:
 
     def settings(self) -> Mapping[str, Any]:
         """Return everything that an edit depends on beside model and requests."""
-        fields = ("steps", "points", "neurons", "scored_at", "threshold", "refine", "share", "subtract", "add", "embedding", "follow_sign")
         patterns = content_key(self._pararel().prompts) if self.pararel is not None else None
-        return {**{name: getattr(self, name) for name in fields}, "pararel": patterns}
+        return {**{field.name: getattr(self, field.name) for field in fields(self) if field.name != "name"}, "pararel": patterns}
 
     def check(self, model: ModelDescription) -> None:
         """Check that ParaRel's patterns can be read; every model of a known architecture has neurons.
@@ -177,8 +178,12 @@ class Editor:
         )
 
     def _locate(self, template: str, subject: str, target: str | None, request_id: str) -> Located:
-        limit = self.lm.description.max_positions
-        return locate(self.lm.tokenizer, template, subject, target=target, max_tokens=limit, request_id=request_id)
+        tokenizer, limit = self.lm.tokenizer, self.lm.description.max_positions
+        if target is None or self.method.leading_blank:
+            return locate(tokenizer, template, subject, target=target, max_tokens=limit, request_id=request_id)
+        bare = tokenizer(target.strip(), add_special_tokens=False)["input_ids"]
+        prompt = locate(tokenizer, template, subject, max_tokens=limit - len(bare), request_id=request_id)
+        return replace(prompt, token_ids=(*prompt.token_ids, *bare))
 
     def _said(self, token_ids: Sequence[int]) -> int:
         """Return the likeliest token after these."""

@@ -24,7 +24,7 @@ from editeval.inference.adapters_codebook import CodebookAdapter, CodebookEntry,
 from editeval.inference.edited import EditedModel
 from editeval.inference.encoding import encode_pairs
 from editeval.methods import grace as module_under_test
-from editeval.methods.grace import GRACE, Editor, cold_value, grow
+from editeval.methods.grace import GRACE, HAIR, Editor, cold_value, grow
 from editeval.models.load import description_of, frozen
 from editeval.models.model import LanguageModel
 from editeval.models.sites import SITES, sites_for
@@ -262,7 +262,7 @@ def test_a_conflict_halves_the_distance_between_two_radii() -> None:
     old, fresh = entry([0.0], (1,)), entry([1.5], (2,))
     growth = grow([old], fresh, Nearest(entry=0, distance=1.5))
     assert growth.trained == 1
-    assert (growth.entries[0].epsilon, growth.entries[1].epsilon) == (0.75, 0.75)
+    assert (growth.entries[0].epsilon, growth.entries[1].epsilon) == (0.75 - HAIR, 0.75)
     assert (growth.entries[0].label, growth.entries[1].label) == ((1,), (2,))
 
 
@@ -281,6 +281,15 @@ def test_a_fact_that_is_edited_again_with_another_target_says_the_new_one(lm: La
     assert isinstance(model.adapter, CodebookAdapter)
     assert len(model.adapter.entries) == 1
     assert log_prob(model, other) > log_prob(model, first) + 1
+
+
+def test_a_split_halves_both_balls_whatever_radius_the_older_one_had() -> None:
+    codebook = CodebookAdapter(site="s", d_in=1, d_out=1)
+    for number, (place, label) in enumerate([(0.0, 0), (0.4, 1), (-1.0, 2)]):
+        fresh = entry([place], (label,), value=0.0)
+        codebook.add([codebook_delta("s", grow(codebook.entries, fresh, codebook.nearest(fresh.key)).entries, position=number)])
+    # The first key is split twice: at 0.4 from its neighbour, then at 1.0. The published rule does not keep the smaller radius.
+    assert [row.epsilon for row in codebook.entries] == pytest.approx([0.5 - 1e-5, 0.2, 0.5], abs=1e-7)
 
 
 STEPS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 2)), min_size=1, max_size=25)

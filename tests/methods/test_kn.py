@@ -38,6 +38,7 @@ PUBLISHED = KN(
     refine=True,
     share=0.7,
     pararel=None,
+    leading_blank=True,
     subtract=1,
     add=8,
     embedding="output",
@@ -84,14 +85,19 @@ def relative_error(ours: Tensor, golden: Tensor) -> float:
     return float((ours - golden).norm() / golden.norm())
 
 
-def test_scores_and_neurons_equal_the_reference(golden_lm: LanguageModel) -> None:
+def test_scores_and_neurons_equal_the_reference(golden_lm: LanguageModel, tmp_path: Path) -> None:
     tensors = load_file(GOLDEN / "kn" / "kn.safetensors")
     record = json.loads((GOLDEN / "kn" / "kn.json").read_text())
+    later_code = {"points": "ends", "neurons": "preactivation", "scored_at": "prompt_end", "refine": False, "leading_blank": False}
+    method = replace(PUBLISHED, **later_code, steps=record["settings"]["steps"])  # type: ignore[arg-type]
     for number, row in enumerate(record["edits"]):
-        ids, answer = tuple(golden_lm.tokenizer(row["prompt"])["input_ids"]), tuple(row["ground_truth_ids"])
-        target = TargetRow(request_id="", input_ids=ids, positions=(len(ids) - 1,) * len(answer), tokens=answer)
-        alphas = integration_points(record["settings"]["steps"], "ends")
-        scores = neuron_scores(golden_lm, [target], neurons="preactivation", alphas_M=alphas)
+        new, old = (golden_lm.tokenizer.decode(row[name]) for name in ("target_ids", "ground_truth_ids"))
+        request = EditRequest(request_id="golden", prompt="{}", subject=row["prompt"], target_new=new, target_true=old)
+        (target,) = editor(golden_lm, tmp_path, method).rows(request)
+        assert target.tokens == tuple(row["ground_truth_ids"])
+        assert target.input_ids == tuple(golden_lm.tokenizer(row["prompt"])["input_ids"])
+        alphas = integration_points(method.steps, method.points)
+        scores = neuron_scores(golden_lm, [target], neurons=method.neurons, alphas_M=alphas)
         assert relative_error(scores[0], tensors[f"edit{number:02d}.scores"]) < 1e-4
         chosen = knowledge_neurons(scores, threshold=record["settings"]["adaptive_threshold"], share=0)
         assert chosen.mask.nonzero().tolist() == row["neurons"]
