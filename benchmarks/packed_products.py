@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 import torch
 from torch import nn
 
-from editeval.models.packed import PackedWeights
+from editeval.models.packed import MOST_BYTES, PackedWeights
 
 SHAPES = {"SmolLM2 up": (576, 1536), "SmolLM2 down": (1536, 576), "GPT-2 XL up": (1600, 6400), "GPT-2 XL head": (1600, 50257)}
 ROWS = (1, 7, 42, 120, 480)
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("| matrix | rows | torch, GFLOP/s | packed, GFLOP/s | ratio | packing, ms |\n|---|---|---|---|---|---|")
     for name, (d_in, d_out) in SHAPES.items():
         linear = nn.Linear(d_in, d_out, bias=False).requires_grad_(requires_grad=False)
-        weights = PackedWeights()
+        weights = PackedWeights(most_bytes=MOST_BYTES)
         with weights.products([linear]):
             packing = seconds(lambda: linear(torch.zeros(1, d_in)))  # noqa: B023  (called at once)
         for rows in options.rows:

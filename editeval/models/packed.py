@@ -1,7 +1,8 @@
 """Float32 products on a processor, from copies of the weights that are laid out for it.
 
 How fast a few rows are multiplied by a large matrix depends on how the matrix lies. From a copy that oneDNN has packed once it takes half
-to a third of the time that torch's own product takes (BENCHMARKS.md has the figures). The copies take memory, so there is a limit.
+to a third of the time that torch's own product takes, on a processor with AVX-512; on one without, nothing is gained (BENCHMARKS.md has
+the figures). The copies take memory, so there is a limit.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from transformers.pytorch_utils import Conv1D
 from editeval.types import ConfigError
 
 MOST_BYTES = 4 * 2**30
-"""Of all packed copies together, if nothing else is said. What is packed decides the last bits of a result."""
+"""Of all packed copies together, where they pay and nothing else is said. What is packed decides the last bits of a result."""
 
 FEWEST_ELEMENTS = 2**16
 """Smaller matrices are multiplied as they are: their products take less time than the way here."""
@@ -54,8 +55,8 @@ class _Packed:
 class PackedWeights:
     """Packed copies of large matrices, made when they are first used and made again after a matrix has changed."""
 
-    def __init__(self, *, most_bytes: int = MOST_BYTES, fewest_elements: int = FEWEST_ELEMENTS) -> None:
-        self._most_bytes = most_bytes
+    def __init__(self, *, most_bytes: int | None = None, fewest_elements: int = FEWEST_ELEMENTS) -> None:
+        self._most_bytes = allowed_bytes(None) if most_bytes is None else most_bytes
         self._fewest_elements = fewest_elements
         self._packed: dict[int, _Packed] = {}
 
@@ -120,13 +121,13 @@ def packed_bytes(elements: int) -> int:
 
 
 def allowed_bytes(gib: object) -> int:
-    """Return the bytes that `engine.packed_gib` allows; a run of before it was a setting has none.
+    """Return the bytes that `engine.packed_gib` allows; None: `MOST_BYTES` on a processor with AVX-512, and none on another.
 
     Raises:
         ConfigError: no number, or a negative one.
     """
     if gib is None:
-        return MOST_BYTES
+        return MOST_BYTES if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 0
     if isinstance(gib, bool) or not isinstance(gib, int | float) or not 0 <= gib < inf:
         raise ConfigError(f"engine.packed_gib={gib!r} must be a number of at least 0 (GiB; 0 packs nothing)")
     return round(gib * 2**30)

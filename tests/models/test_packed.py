@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from editeval.inference.edited import EditedModel
 from editeval.models import packed
 from editeval.models.model import LanguageModel
-from editeval.models.packed import PackedWeights, allowed_bytes, packed_bytes
+from editeval.models.packed import MOST_BYTES, PackedWeights, allowed_bytes, packed_bytes
 from editeval.models.sites import SITES
 from editeval.models.tiny import TinyModel
 from editeval.types import ConfigError
@@ -41,7 +41,7 @@ def frozen() -> list[nn.Module]:
 
 
 def everything() -> PackedWeights:
-    return PackedWeights(fewest_elements=1)
+    return PackedWeights(fewest_elements=1, most_bytes=MOST_BYTES)
 
 
 @pytest.mark.parametrize("terms", [1024, 40, 7])
@@ -97,7 +97,7 @@ def test_memory_and_size_decide_what_is_packed() -> None:
     assert len(room_for_one) == 1
     with room_for_one.products(modules[1:]):  # copies that nobody can use any more are given back
         assert len(room_for_one) == 0
-    large = PackedWeights(fewest_elements=40 * 24 + 1)
+    large = PackedWeights(fewest_elements=40 * 24 + 1, most_bytes=MOST_BYTES)
     with large.products(modules):
         through(modules, states)
     assert len(large) == 2  # 96 x 40 and 64 x 24
@@ -156,8 +156,18 @@ def test_without_onednn_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(weights) == 0
 
 
+@pytest.mark.parametrize(("capability", "expected"), [("AVX512", MOST_BYTES), ("AVX512_BF16", MOST_BYTES), ("AVX2", 0), ("DEFAULT", 0)])
+def test_nothing_is_packed_by_default_where_it_does_not_pay(capability: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert allowed_bytes(None) == expected
+    weights = PackedWeights(fewest_elements=1)
+    modules = frozen()
+    with weights.products(modules):
+        through(modules, torch.randn(7, 96))
+    assert bool(len(weights)) == bool(expected)
+
+
 def test_the_setting_is_checked() -> None:
-    assert allowed_bytes(None) == packed.MOST_BYTES
     assert allowed_bytes(0) == 0
     assert allowed_bytes(1.5) == 3 * 2**29
     for wrong in (-1, "much", True, float("nan"), float("inf")):
