@@ -16,6 +16,7 @@ from editeval.benchmarks.degeneracy import degenerate_reasons
 from editeval.types import Score
 
 Record = Mapping[str, Any]
+BALANCED = "balanced_accuracy"
 REPRODUCED = 1e-6  # items are the score's own if their mean is the score
 
 
@@ -54,8 +55,8 @@ class Items:
     def outcomes(self, score: Score, *, balanced: bool = False) -> Outcomes | None:
         """Return the outcomes behind a score, or None where the samples do not give it.
 
-        `balanced` weights items so that their mean is the mean over the right labels of the share correct; such a mean is not the
-        score. Otherwise the items' mean must be the score's value, or they are not what was scored.
+        `balanced` weights items so that their mean is the mean over the right labels of the share correct. The items' mean must be
+        the score's value, or they are not what was scored: the weighted mean where the score is balanced itself, else the plain one.
         """
         key = (score.task, score.metric, score.protocol, score.value, balanced)
         if key not in self._outcomes:
@@ -108,14 +109,16 @@ def _outcomes(records: Sequence[Record], score: Score, *, balanced: bool) -> Out
     names = tuple(_name(record) for record, _ in found)
     if len(names) < 2 or len(set(names)) != len(names):
         return None
-    values = np.asarray([value for _, value in found], float)
-    if abs(float(values.mean()) - score.value) > REPRODUCED:
-        return None
-    if balanced:
-        labels = [str(record.get("target")) for record, _ in found]
-        counts = Counter(labels)
-        values = values * np.array([len(labels) / (len(counts) * counts[label]) for label in labels])
-    return Outcomes(names=names, values=values)
+    plain = np.asarray([value for _, value in found], float)
+    values = plain * _label_weights([str(record.get("target")) for record, _ in found]) if balanced else plain
+    scored = values if score.metric == BALANCED else plain
+    return Outcomes(names=names, values=values) if abs(float(scored.mean()) - score.value) <= REPRODUCED else None
+
+
+def _label_weights(labels: Sequence[str]) -> NDArray[np.float64]:
+    """Return the weight of each item with which every right label counts the same, (N,); their mean is 1."""
+    counts = Counter(labels)
+    return np.array([len(labels) / (len(counts) * counts[label]) for label in labels])
 
 
 def _broken(record: Record) -> Iterator[bool]:
@@ -143,7 +146,7 @@ def _value(record: Record, score: Score) -> float | None:
             if value is not None and not clashes
         ]
         return fmean(kept) if kept else None
-    metric, through = score.metric, record.get("filter", "none")
+    metric, through = "acc" if score.metric == BALANCED else score.metric, record.get("filter", "none")  # no item is balanced alone
     if through != "none":
         suffix = f"_{through.replace('-', '_')}"
         if not metric.endswith(suffix):

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from editeval.report.items import Degenerate, Items, Outcomes, Record, choice, identity
+from editeval.report.items import BALANCED, Degenerate, Items, Outcomes, Record, choice, identity
 from editeval.runner.results import ScoreStore
 from editeval.runner.run_files import JOURNAL_FOLDER, read_collapse, read_edits, read_manifest, read_peak_memory, read_timings
 from editeval.runner.table import PROTOCOLS_FIRST, RAISED_BY_EDITS, Column, ScoreTable, headline, score_table
@@ -94,6 +94,7 @@ class Run:
     peak_memory_bytes: int | None
     journal_bytes: int
     collapsed_at: int | None  # the edit that broke the model beyond measuring
+    known: Studies
     outcomes: dict[tuple[int, Column], Outcomes] = field(default_factory=dict)
     degenerate: dict[tuple[int, str], Degenerate] = field(default_factory=dict)
     retention: dict[int, dict[int, float]] = field(default_factory=dict)  # rung -> position -> share of its prompts answered
@@ -121,8 +122,17 @@ class Run:
             protocol = next((name for name in PROTOCOLS_FIRST if name in protocols), mine[0].protocol)
             of_protocol = [column for column in mine if column.protocol == protocol]
             parts = [column for column in of_protocol if column.task not in ("all", column.benchmark)]
-            kept += parts or of_protocol
+            kept += self._one_a_task(parts or of_protocol)
         return tuple(kept)
+
+    def _one_a_task(self, columns: Sequence[Column]) -> Iterable[Column]:
+        """Return the first metric of each task, or the balanced accuracy of what is compared by it: two metrics are no two benchmarks."""
+        found: dict[str, Column] = {}
+        for column in columns:
+            found.setdefault(column.task, column)
+            if column.metric == BALANCED and self.known.is_balanced(column):
+                found[column.task] = column
+        return found.values()
 
     def edit_column(self, metric: str) -> Column | None:
         """Return the column of a measure of edit quality: the generated form where there is one, else the most telling other."""
@@ -189,6 +199,7 @@ def _read_run(folder: Path, known: Studies, shared: dict[tuple[str, str, str], I
         timings=read_timings(folder),
         peak_memory_bytes=read_peak_memory(folder),
         collapsed_at=None if (collapse := read_collapse(folder)) is None else int(collapse["step"]),
+        known=known,
         journal_bytes=sum(path.stat().st_size for path in (folder / JOURNAL_FOLDER).glob("*")) if (folder / JOURNAL_FOLDER).is_dir() else 0,
     )
     _read_items(run, store, scores, known, shared)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Planted:
     chance: float = 0.25
     n: int = 60
     generated: bool = False  # scored by what is written: a model that lost an item writes nothing
+    beside: Sequence[str] = ()  # further metrics of the same answers, every item's value that of `acc`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,13 +88,20 @@ def harness(run: PlantedRun, benchmark: Planted, rung: int) -> Evaluation:
         said: dict[str, Any] = {"log_probs": [-1.0 if choice == picked else -2.0 for choice in range(4)]}
         if benchmark.generated:
             said = {"generated": f" The answer is {picked}." if not lost[item] else ""}
-        samples.append({**record, "metrics": {"acc": float(passed[item])}, **said})
+        samples.append({**record, "metrics": dict.fromkeys(("acc", *benchmark.beside), float(passed[item])), **said})
     value = float(passed.mean())
     error = float(np.sqrt(value * (1 - value) / benchmark.n))
     protocol = "generative" if benchmark.generated else "likelihood"
     chance = benchmark.chance or None
-    measurement = Measurement(task=benchmark.name, metric="acc", protocol=protocol, value=value, n=benchmark.n, stderr=error, chance=chance)
-    return Evaluation(measurements=(measurement,), samples=tuple(samples))
+    measurements = tuple(
+        Measurement(task=benchmark.name, metric=metric, protocol=protocol, value=value, n=benchmark.n, stderr=error, chance=chance)
+        for metric in ("acc", *benchmark.beside)
+    )
+    if benchmark.name == "toxigen":  # as the harness has it: of the answers as a whole, in no item
+        shares = [float(passed[np.arange(benchmark.n) % 4 == label].mean()) for label in range(4)]
+        balanced = replace(measurements[0], metric="balanced_accuracy", value=float(np.mean(shares)))
+        measurements = (*measurements, balanced)
+    return Evaluation(measurements=measurements, samples=tuple(samples))
 
 
 def edit_quality(run: PlantedRun, rung: int) -> Evaluation:

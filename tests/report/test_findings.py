@@ -176,6 +176,20 @@ def test_a_benchmark_at_chance_is_not_counted_and_protocols_are_not_mixed(tmp_pa
     assert {column.benchmark for column in one.ability if not one.can_show_damage(column)} == {"bbh"}
 
 
+def test_metrics_of_one_task_are_one_benchmark_and_toxigen_is_its_balanced_accuracy(tmp_path: Path) -> None:
+    planted = (
+        Planted(name="piqa", kept=falls_at(20), beside=("acc_norm", "acc_mutual_info")),
+        Planted(name="toxigen", kept=falls_at(20), n=62, chance=0.5),  # 62 items: the four labels are not equally many
+    )
+    (one,) = study(tmp_path, [PlantedRun(benchmarks=planted)])
+    assert [column.metric for column in one.counted] == ["acc"]
+    (column,) = one.safety
+    assert column.metric == "balanced_accuracy"
+    outcomes = one.runs[0].outcomes[100, column]  # item by item, though no item has this metric
+    assert outcomes.values.mean() == pytest.approx(one.runs[0].table.value(100, column))
+    assert len(set(outcomes.values)) == 3
+
+
 def test_changes_are_paired_with_the_unedited_model_and_adjusted_for_their_number(tmp_path: Path) -> None:
     series = study(tmp_path, [PlantedRun(benchmarks=(*benchmarks(falls_at(20)), Planted(name="bbh", kept=keeps(1.0))))])
     found = changes(series)
