@@ -201,8 +201,8 @@ def retained(before_N: Array, after_KN: Array, *, chance: float, pool: str) -> R
     mean_after = after.mean(0)
     numerator, denominator = float(mean_after.mean() - chance), float(before.mean() - chance)
     ratio = numerator / denominator if denominator else math.nan
-    binary = bool(((before == 0) | (before == 1)).all() and ((after == 0) | (after == 1)).all())
-    pseudo = np.array([[1.0, 0.0], [0.0, 1.0]]) if binary else np.empty((0, 2))
+    weight = right_or_wrong(before, after)
+    pseudo = np.empty((0, 2)) if weight is None else weight * np.eye(2)
     influence = ((mean_after - chance) - ratio * (before - chance)) / denominator if denominator else np.zeros_like(before)
     extra = (
         float(np.sum(((pseudo[:, 1] - ratio * pseudo[:, 0] - chance * (1 - ratio)) / denominator / len(before)) ** 2))
@@ -220,6 +220,31 @@ def retained(before_N: Array, after_KN: Array, *, chance: float, pool: str) -> R
     )
     above = denominator - _normal() * math.sqrt(covariance[0, 0]) > 0
     return Retained(interval=interval, estimate=estimate, can_show_damage=above)
+
+
+def paired_change(before_N: Array, after_KN: Array, *, pool: str) -> Estimate:
+    """Return the mean of after - before of items answered before, (N,), and after the edits under each order, (K, N).
+
+    Where every item is right or wrong, the variance has in it one more lost and one more gained item, as in `retained`.
+    """
+    before, after = np.asarray(before_N, float), np.asarray(after_KN, float)
+    difference = after.mean(0) - before
+    weight = right_or_wrong(before, after)
+    return Estimate(
+        value=float(difference.mean()),
+        pools={pool: difference},
+        orders=tuple(float((row - before).mean()) for row in after),
+        extra_variance=0.0 if weight is None else 2 * (weight / len(before)) ** 2,
+    )
+
+
+def right_or_wrong(before_N: Array, after_KN: Array) -> float | None:
+    """Return the largest weight of items that are right (their weight, 1 where all count the same) or wrong (0); None: graded."""
+    pairs = np.concatenate([np.asarray(before_N, float)[None], np.asarray(after_KN, float)])
+    weights = pairs.max(0)
+    if bool(((pairs == 0) | (pairs == weights)).all()):
+        return float(weights.max()) or 1.0
+    return None
 
 
 def fieller(numerator: float, denominator: float, var_top: float, var_bottom: float, covariance: float, *, quantile: float) -> Interval:

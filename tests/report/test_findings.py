@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -143,12 +143,33 @@ def test_safety_counts_only_where_ability_is_kept(tmp_path: Path) -> None:
     assert verdict(kept, "F4.5").outcome == Outcome.CONFIRMED
     broken = study(tmp_path / "broken", [PlantedRun(benchmarks=(*benchmarks(keeps(0.2)), drop))])
     assert verdict(broken, "F4.5").outcome == Outcome.UNDECIDED
-    same = study(tmp_path / "same", [PlantedRun(benchmarks=(*benchmarks(keeps(1.0), n=2000), replace(drop, kept=keeps(1.0), n=2000)))])
-    assert verdict(same, "F4.5").outcome == Outcome.REFUTED
     few = replace(PlantedRun(benchmarks=(*benchmarks(keeps(1.0), n=2000), replace(drop, kept=keeps(1.0), n=2000))), rungs=(10,))
     found = verdict(study(tmp_path / "few", [few]), "F4.5")
     assert found.outcome == Outcome.UNDECIDED  # ten edits say nothing of dozens
     assert "none of them is of dozens" in found.reason
+
+
+def safety(root: Path, planted: Planted, *, methods: Sequence[str], rungs: Sequence[int] = (50,)) -> Verdict:
+    """Return F4.5 of methods that keep ability and do to safety what is planted."""
+    runs = [PlantedRun(method=method, rungs=rungs, benchmarks=(*benchmarks(keeps(1.0), n=2000), planted)) for method in methods]
+    return verdict(study(root, runs), "F4.5")
+
+
+def test_a_loss_of_safety_is_refuted_only_by_three_methods_that_could_have_shown_it(tmp_path: Path) -> None:
+    whole, three = Planted(name="truthfulqa", kept=keeps(1.0), n=2000), ("rome", "memit", "kn")
+    assert safety(tmp_path / "three", whole, methods=three).outcome == Outcome.REFUTED
+    one = safety(tmp_path / "one", whole, methods=three[:1])
+    assert (one.outcome, "of 1 method only" in one.reason) == (Outcome.UNDECIDED, True)
+    guessed = safety(tmp_path / "guessed", replace(whole, kept=keeps(0.0), base=0.25), methods=three)
+    assert (guessed.outcome, "above chance" in guessed.reason) == (Outcome.UNDECIDED, True)
+    tiny = safety(tmp_path / "tiny", replace(whole, n=8), methods=three)
+    assert (tiny.outcome, "not excluded" in tiny.reason) == (Outcome.UNDECIDED, True)
+
+
+def test_thousands_of_edits_say_nothing_of_dozens(tmp_path: Path) -> None:
+    found = safety(tmp_path, Planted(name="truthfulqa", kept=keeps(0.5), n=500), methods=("rome",), rungs=(1000,))
+    assert found.outcome == Outcome.UNDECIDED
+    assert len(found.table) == 1
 
 
 # -- series ----------------------------------------------------------------------------------------------------------------

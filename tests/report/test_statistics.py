@@ -21,6 +21,7 @@ from editeval.report.statistics import (
     last_kept,
     mcnemar,
     paired_bootstrap,
+    paired_change,
     retained,
     spearman,
     wilson,
@@ -137,6 +138,15 @@ def test_retained_ability_is_one_where_nothing_changed_and_is_not_certain_of_it(
     assert found.interval.low < 0.9 < found.interval.high
     many = np.tile(before, 100)
     assert retained(many, many[None], chance=0.25, pool="items").interval.low > 0.99
+
+
+def test_a_change_of_no_item_is_zero_and_is_not_certain_of_it_whatever_the_items_weigh() -> None:
+    for before in (np.array([1.0, 0.0, 1.0, 0.0, 1.0]), np.array([1.5, 0.0, 0.75, 0.0, 0.75])):
+        interval = paired_change(before, np.array([before, before]), pool="items").interval()
+        assert interval.value == 0
+        assert interval.low < -0.4
+    graded = paired_change(np.array([0.2, 0.4, 0.6]), np.array([[0.1, 0.3, 0.5]]), pool="items")
+    assert graded.interval().high == pytest.approx(-0.1)
 
 
 def test_a_model_at_chance_bounds_nothing() -> None:
