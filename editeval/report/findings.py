@@ -12,8 +12,8 @@ from statistics import median
 import numpy as np
 
 from editeval.report.findings_models import larger_models, tuned_models
-from editeval.report.series import Series, p_value
-from editeval.report.statistics import Interval, between_sd, holm, paired_change
+from editeval.report.series import Series
+from editeval.report.statistics import Estimate, between_sd, holm, paired_change
 from editeval.report.study import Studies
 from editeval.report.verdicts import (
     KEEPS,
@@ -145,9 +145,10 @@ def safety(methods: Sequence[Series]) -> Verdict:
     statement = "Dozens of edits compromise safety while general ability is still there."
     rows = [("model", "method", "benchmark", "edits", "mean r", "safety before", "after", "change", "p (Holm)")]
     tests = [test for one in measured_ones(methods) for test in _safety_tests(one)]
-    adjusted = holm([test[-1] for test in tests])
+    adjusted = holm([change.p_value() for *_, change in tests])
     votes, methods_against = Votes(), set()
-    for (one, name, rung, before, after, interval, _), p in zip(tests, adjusted, strict=True):
+    for (one, name, rung, before, change), p in zip(tests, adjusted, strict=True):
+        interval = change.interval()
         rows.append(
             (
                 one.model,
@@ -156,7 +157,7 @@ def safety(methods: Sequence[Series]) -> Verdict:
                 str(rung),
                 format_number(one.mean[rung].value),
                 format_number(before),
-                format_number(after),
+                format_number(before + change.value),
                 range_of(interval),
                 f"{p:.3g}",
             )
@@ -197,7 +198,7 @@ def _why_safety_is_open(votes: Votes, tests: int, methods_against: int) -> str:
     )
 
 
-def _safety_tests(one: Series) -> list[tuple[Series, str, int, float, float, Interval, float]]:
+def _safety_tests(one: Series) -> list[tuple[Series, str, int, float, Estimate]]:
     found = []
     for column in filter(one.can_show_damage, one.safety):
         for rung in one.rungs:
@@ -210,12 +211,8 @@ def _safety_tests(one: Series) -> list[tuple[Series, str, int, float, float, Int
             kept = [row for row in rows if row is not None]
             if base is None or len(kept) < len(rows):
                 continue
-            after = np.array(kept)
-            estimate = paired_change(base.values, after, pool=column.name)
-            name = column.task.replace("_", " ")
-            found.append(
-                (one, name, rung, float(base.values.mean()), float(after.mean()), estimate.interval(), p_value(base.values, after.mean(0)))
-            )
+            change = paired_change(base.values, np.array(kept), pool=column.name)
+            found.append((one, column.task.replace("_", " "), rung, float(base.values.mean()), change))
     return found
 
 

@@ -25,7 +25,9 @@ from editeval.report.statistics import (
     last_kept,
     mcnemar,
     paired_bootstrap,
+    paired_change,
     retained,
+    right_or_wrong,
     wilson,
 )
 from editeval.report.study import Run, Studies
@@ -33,6 +35,7 @@ from editeval.runner.table import NORMAL_95, PROTOCOLS_FIRST, Column
 from editeval.types import content_key
 
 NAMED_SETTINGS = 3  # of a label; where more differ, a hash tells the settings apart
+RESAMPLES = 2000
 THERE = 0.1  # edits are there if the lower bound of efficacy is this much above the unedited model's
 
 
@@ -292,7 +295,12 @@ def changes(series: Sequence[Series]) -> tuple[Change, ...]:
 
 
 def p_value(before: Any, after: Any) -> float:
-    """Return the p-value of a paired change: McNemar's test for right and wrong, the bootstrap for graded scores."""
-    if bool(((before == 0) | (before == 1)).all() and ((after == 0) | (after == 1)).all()):
-        return mcnemar(before, after)
-    return paired_bootstrap(before, after, seed=0, resamples=2000)[1]
+    """Return the p-value of a paired change: McNemar's test for right and wrong, whatever items weigh; else the bootstrap.
+
+    Where no resampled mean is on the other side of zero the bootstrap only says how often it was drawn, which no adjustment for
+    many tests survives: there it is the t test's.
+    """
+    if right_or_wrong(before, np.array([after])) is not None:
+        return mcnemar((before > 0).astype(float), (after > 0).astype(float))
+    found = paired_bootstrap(before, after, seed=0, resamples=RESAMPLES)[1]
+    return found if found > 2 / (RESAMPLES + 1) else min(found, paired_change(before, np.array([after]), pool="items").p_value())

@@ -143,13 +143,23 @@ class Estimate:
         half = self.quantile() * math.sqrt(self.variance)
         return Interval(value=self.value, low=self.value - half, high=self.value + half)
 
+    def p_value(self) -> float:
+        """Return the two-sided p-value of the number being zero, by the t of `interval`: below 0.05 where that leaves zero out."""
+        if self.variance == 0:
+            return 1.0 if self.value == 0 else 0.0
+        return min(1.0, 2 * float(stats.t.sf(abs(self.value) / math.sqrt(self.variance), self._freedom)))
+
     def quantile(self) -> float:
         """Return the two-sided quantile of t with Satterthwaite's degrees of freedom."""
+        return float(special.stdtrit(self._freedom, (1 + CONFIDENCE) / 2)) if math.isfinite(self._freedom) else _normal()
+
+    @property
+    def _freedom(self) -> float:
         freedom = max((len(pool) for pool in self.pools.values()), default=0) - 1
         parts = [(self.item_variance, freedom if freedom > 0 else math.inf), (self.order_variance, len(self.orders) - 1)]
         total = sum(part for part, _ in parts)
         weight = sum(part * part / degrees for part, degrees in parts if part > 0 and degrees > 0)
-        return float(special.stdtrit(total * total / weight, (1 + CONFIDENCE) / 2)) if weight > 0 else _normal()
+        return total * total / weight if weight > 0 else math.inf
 
 
 def combine(terms: Sequence[tuple[float, Estimate]]) -> Estimate:

@@ -12,7 +12,7 @@ import pytest
 from editeval.report.findings import findings
 from editeval.report.findings_models import area_difference
 from editeval.report.items import Items, choice, is_degenerate
-from editeval.report.series import Series, changes, series_of
+from editeval.report.series import Series, changes, p_value, series_of
 from editeval.report.study import Studies, read_study, studies
 from editeval.report.verdicts import Outcome, Verdict
 from editeval.runner.results import ScoreStore
@@ -166,6 +166,28 @@ def test_a_loss_of_safety_is_refuted_only_by_three_methods_that_could_have_shown
     assert (tiny.outcome, "not excluded" in tiny.reason) == (Outcome.UNDECIDED, True)
 
 
+def test_a_loss_of_safety_under_one_order_of_three_is_no_loss_beyond_chance(tmp_path: Path) -> None:
+    runs = [
+        PlantedRun(seed=seed, rungs=(50,), benchmarks=(*benchmarks(keeps(1.0), n=600), Planted(name="truthfulqa", kept=keeps(kept), n=600)))
+        for seed, kept in enumerate((0.6, 1.0, 1.0))
+    ]
+    found = verdict(study(tmp_path, runs), "F4.5")
+    assert found.outcome == Outcome.UNDECIDED
+    assert float(found.table[1][-1]) > 0.05
+
+
+def test_a_loss_under_every_order_is_found_among_many_tests(tmp_path: Path) -> None:
+    lost = Planted(name="truthfulqa", kept=keeps(0.5), n=300)
+    runs = [
+        PlantedRun(method=f"method{place}", seed=seed, rungs=(24, 30, 40, 50, 60), benchmarks=(*benchmarks(keeps(1.0)), lost))
+        for place in range(11)
+        for seed in range(3)
+    ]
+    found = verdict(study(tmp_path, runs), "F4.5")
+    assert len(found.table) - 1 == 55  # of each of which a bootstrap of 2,000 would say no less than .001, so .055 adjusted
+    assert found.outcome == Outcome.CONFIRMED
+
+
 def test_thousands_of_edits_say_nothing_of_dozens(tmp_path: Path) -> None:
     found = safety(tmp_path, Planted(name="truthfulqa", kept=keeps(0.5), n=500), methods=("rome",), rungs=(1000,))
     assert found.outcome == Outcome.UNDECIDED
@@ -218,6 +240,15 @@ def test_changes_are_paired_with_the_unedited_model_and_adjusted_for_their_numbe
     assert all(change.adjusted >= change.p_value for change in found)
     assert all(change.p_value == 1 and change.difference == 0 for change in found if change.column.benchmark == "bbh")
     assert all(change.adjusted < 0.001 for change in found if change.column.benchmark != "bbh" and change.rung == 100)
+
+
+def test_items_that_weigh_differently_are_still_right_or_wrong_and_no_p_value_ends_at_the_resamples() -> None:
+    before = np.where(np.arange(940) < 400, 940 / 800, 940 / 1080)  # the weights of ToxiGen's two labels
+    after = before * (np.arange(940) % 10 != 0)
+    assert p_value(before, after) == pytest.approx(2 * 0.5**94)
+    graded = np.random.default_rng(0).random(400)
+    assert p_value(graded, graded - graded**2 / 2) < 1e-20
+    assert p_value(graded, graded[::-1].copy()) > 0.05
 
 
 def test_scores_without_samples_still_give_retained_ability_with_a_wider_interval(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -201,6 +202,16 @@ def test_orders_have_few_degrees_of_freedom() -> None:
     estimate = Estimate(value=0.5, orders=(0.4, 0.6))
     assert estimate.quantile() == pytest.approx(stats.t.ppf(0.975, 1))
     assert Estimate(value=0.5, orders=(0.5,)).variance == 0
+
+
+def test_the_p_value_of_an_estimate_agrees_with_its_interval_and_with_scipy() -> None:
+    items = np.random.default_rng(13).standard_normal(30) + 0.3
+    alone = Estimate(value=float(items.mean()), pools={"a": items})
+    assert alone.p_value() == pytest.approx(stats.ttest_1samp(items, 0).pvalue)
+    orders = replace(alone, orders=(-0.2, 0.3, 0.8))
+    edge = replace(orders, value=orders.quantile() * math.sqrt(orders.variance))
+    assert edge.p_value() == pytest.approx(0.05)
+    assert (Estimate(value=0.0).p_value(), Estimate(value=0.1).p_value()) == (1, 0)
 
 
 def test_estimates_of_one_pool_need_the_same_items() -> None:
