@@ -19,37 +19,55 @@ def tuned_models(methods: Sequence[Series], known: Studies) -> Verdict:
     """F4.2: instruction-tuned models decline more slowly: area under r over log n, tuned - base, same edits and same items."""
     statement = "Instruction-tuned models lose their abilities more slowly than the base models that they were made from."
     heads = ("family", "method", "data set", "orders", "rungs", "area base", "area tuned", "tuned - base", "95% interval")
-    votes, rows, fewest = Votes(), [heads], None
+    votes, rows, fewest, unknown, whole = Votes(), [heads], None, [], []
     for family, base, tuned in _sibling_series(methods, known):
+        name = f"{family} {base.method}"
         found = area_difference(base, tuned)
-        if found is None or not (base.edits_were_there and tuned.edits_were_there):
+        if found is None:
+            unknown.append(name)
+            continue
+        if not (_edits_show(base) and _edits_show(tuned)):
             continue
         areas, orders, rungs = found
         interval = areas[2].interval()
-        fewest = min(orders, fewest or orders)
         told = (format_number(areas[0].value), format_number(areas[1].value), format_number(interval.value), range_of(interval))
         rows.append((family, base.method, base.dataset, str(orders), f"{rungs[0]} to {rungs[-1]}", *told))
+        if not any(_has_lost(one, rungs[-1]) for one in (base, tuned)):
+            whole.append(name)
+            continue
+        fewest = min(orders, fewest or orders)
         bucket = votes.yes if interval.low > 0 else votes.no if interval.high < ADVANTAGE else votes.open
-        bucket.append(f"{family} {base.method}")
+        bucket.append(name)
     outcome = votes.outcome(1)
     reason = (
-        f"Of {votes.total} pairs: {votes}."
+        f"Of {votes.total} pairs of which one lost something: {votes}."
         if votes.total
-        else "No pair of a base and a tuned model was measured with edits that are there."
+        else "No pair of a base and a tuned model was measured with edits that are there and lost something."
     )
+    if whole:
+        reason += f" Not counted, because neither model surely lost anything: {', '.join(whole)}."
+    if unknown:
+        reason += f" Not compared, for want of shared orders, benchmarks or rungs, or broken under some orders only: {', '.join(unknown)}."
     if fewest is not None and fewest < MIN_ORDERS:
         outcome, reason = Outcome.UNDECIDED, f"{reason} Needs {MIN_ORDERS} orders of the same edits; has {fewest}."
     return Verdict(question="rq2", key="F4.2", statement=statement, outcome=outcome, reason=reason, table=tuple(rows))
 
 
 def area_difference(base: Series, tuned: Series) -> tuple[tuple[Estimate, Estimate, Estimate], int, tuple[int, ...]] | None:
-    """Return (area of base, of tuned, tuned - base), the number of orders, and the rungs; None where they share too little."""
+    """Return (area of base, of tuned, tuned - base), the number of orders, and the rungs; None where they cannot be compared.
+
+    Nothing is left (r = 0) of a model that broke under every order before a rung at which the other was measured. One that broke
+    under some orders only has no such number: the orders that were measured are those it survived.
+    """
     seeds = sorted(set(base.seeds) & set(tuned.seeds))
     if not seeds:
         return None
     one, other = (replace(series, runs=tuple(run for seed in seeds for run in series.runs if run.seed == seed)) for series in (base, tuned))
-    rungs = tuple(sorted(set(one.mean) & set(other.mean)))
-    if not rungs or {column.name for column in one.counted} != {column.name for column in other.counted}:
+    rungs = tuple(
+        rung for rung in sorted({*one.mean, *other.mean}) if all(rung in series.mean or series.is_broken(rung) for series in (one, other))
+    )
+    counted = {frozenset(column.name for column in series.counted) for series in (one, other) if series.mean}
+    if not rungs or len(counted) > 1 or _broke_under_some(one, other) or _broke_under_some(other, one):
         return None
     weights = area_weights((0, *rungs))
     areas = [_area(series, rungs, weights) for series in (one, other)]
@@ -57,21 +75,36 @@ def area_difference(base: Series, tuned: Series) -> tuple[tuple[Estimate, Estima
 
 
 def _area(series: Series, rungs: Sequence[int], weights: Sequence[float]) -> Estimate:
-    terms = [
-        (weight, estimate) for weight, rung in zip(weights[1:], rungs, strict=True) if (estimate := series.mean_estimate(rung)) is not None
-    ]
-    area = combine(terms)
+    gone = Estimate(value=0.0, orders=(0.0,) * len(series.runs))
+    area = combine([(weight, series.mean_estimate(rung) or gone) for weight, rung in zip(weights[1:], rungs, strict=True)])
     start = weights[0]  # the unedited model keeps all of its ability
     return replace(area, value=area.value + start, orders=tuple(order + start for order in area.orders))
 
 
+def _broke_under_some(series: Series, other: Series) -> bool:
+    """Return whether a series broke under some of its orders, not all, before a rung at which the other was measured."""
+    broken = [run.collapsed_at for run in series.runs if run.collapsed_at is not None]
+    return 0 < len(broken) < len(series.runs) and any(rung >= min(broken) and rung not in series.mean for rung in other.mean)
+
+
+def _edits_show(series: Series) -> bool:
+    """Return whether edits did something: they are there, or they broke the model."""
+    return series.broken_at is not None or series.edits_were_there
+
+
+def _has_lost(series: Series, last: int) -> bool:
+    lost = series.first_lost(KEEPS)
+    return lost is not None and lost <= last
+
+
 def _sibling_series(methods: Sequence[Series], known: Studies) -> list[tuple[str, Series, Series]]:
-    by_name = {(one.model, one.method, one.dataset): one for one in methods}
+    measured = measured_ones(methods)
+    by_name = {(one.model, one.method, one.dataset): one for one in measured}
     return [
         (pair["family"], one, by_name[pair["tuned"], one.method, one.dataset])
         for pair in known.pairs
-        for one in methods
-        if one.model == pair["base"] and (pair["tuned"], one.method, one.dataset) in by_name and one.rungs
+        for one in measured
+        if one.model == pair["base"] and (pair["tuned"], one.method, one.dataset) in by_name
     ]
 
 
@@ -81,16 +114,21 @@ def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
     rows = [("family", "method", "data set", "edits", "sizes", "Spearman", "95% interval", "p")]
     votes, untested = Votes(), []
     for (family, method, dataset), by_size in _ladders(methods, known).items():
-        rungs = sorted(set.intersection(*(set(one.mean) for one in by_size.values())))
-        lost = [rung for rung in rungs if any(one.mean[rung].high < KEEPS for one in by_size.values())]
+        rungs = [
+            rung
+            for rung in sorted({rung for one in by_size.values() for rung in one.mean})
+            if all(rung in one.mean or one.is_broken(rung) for one in by_size.values())
+        ]
+        lost = [rung for rung in rungs if any(one.is_broken(rung) or one.mean[rung].high < KEEPS for one in by_size.values())]
         if len(by_size) < MIN_SIZES or not lost:
             why = f"{len(by_size)} sizes" if len(by_size) < MIN_SIZES else "nothing lost at any size"
             untested.append(f"{family} {method} ({why})")
             continue
         rung = lost[0]
-        interval, p = spearman(list(by_size), [one.mean[rung].value for one in by_size.values()])
+        kept = [0.0 if one.is_broken(rung) else one.mean[rung].value for one in by_size.values()]  # nothing is left of a broken model
+        interval, p = spearman(list(by_size), kept)
         rows.append((family, method, dataset, str(rung), str(len(by_size)), format_number(interval.value), range_of(interval), f"{p:.3g}"))
-        there = all(one.edits_were_there for one in by_size.values())
+        there = all(_edits_show(one) for one in by_size.values())
         bucket = votes.open if not there else votes.yes if interval.low > 0 else votes.no if interval.high < 0 else votes.open
         bucket.append(f"{family} {method}")
     reason = (

@@ -173,12 +173,18 @@ class Series:
 
     def first_lost(self, share: float) -> int | None:
         """Return the first number of edits at which the mean has certainly lost the share, or every run broke; None: never seen."""
-        broken = [run.collapsed_at for run in self.runs]
-        found = [
-            first_lost(list(self.mean.items()), share),
-            max((step for step in broken if step is not None), default=None) if all(broken) else None,
-        ]
+        found = [first_lost(list(self.mean.items()), share), self.broken_at]
         return min((rung for rung in found if rung is not None), default=None)
+
+    @property
+    def broken_at(self) -> int | None:
+        """The number of edits by which the model broke under every order, so that nothing is left; None: under some it did not."""
+        broken = [run.collapsed_at for run in self.runs]
+        return max((step for step in broken if step is not None), default=None) if all(broken) else None
+
+    def is_broken(self, rung: int) -> bool:
+        """Return whether nothing is left at a rung because the model broke before it could be measured there."""
+        return rung not in self.mean and self.broken_at is not None and self.broken_at <= rung
 
 
 def _retained_of(runs: Sequence[Run], rung: int, column: Column, *, balanced: bool) -> Retained | None:

@@ -60,8 +60,8 @@ class Votes:
 
 
 def measured_ones(methods: Sequence[Series]) -> list[Series]:
-    """Return the series of which a general ability was measured."""
-    return [one for one in methods if one.mean]
+    """Return the series of which a general ability was measured, or that broke before it could be: verdicts are not of survivors."""
+    return [one for one in methods if one.mean or one.first_lost(KEEPS) is not None]
 
 
 def names_of(one: Series) -> tuple[str, str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from editeval.report.items import Items, choice, is_degenerate
 from editeval.report.series import Series, changes, p_value, series_of
 from editeval.report.study import Studies, read_study, studies
 from editeval.report.verdicts import Outcome, Verdict
-from editeval.runner.results import ScoreStore
+from editeval.runner.results import ScoreStore, write_collapse
 from editeval.types import EditevalError
 from tests.report.synthetic import Planted, PlantedRun, Share, falls_at, keeps, write_run
 
@@ -104,6 +105,72 @@ def test_two_orders_of_edits_are_too_few_to_say_that_tuned_models_are_better(tmp
     found = verdict(siblings(tmp_path, tuned=falls_at(200), orders=2), "F4.2")
     assert found.outcome == Outcome.UNDECIDED
     assert "Needs 3 orders" in found.reason
+
+
+def broken(root: Path, run: PlantedRun, *, step: int, rungs: Sequence[int]) -> Path:
+    """Write a run that broke at a step, so that it was measured at these rungs only (none: unedited only)."""
+    folder = write_run(root, replace(run, rungs=rungs or run.rungs))
+    if not rungs:
+        scores = folder / "scores.jsonl"
+        scores.write_text("".join(line for line in scores.read_text().splitlines(keepends=True) if json.loads(line)["num_edits"] == 0))
+    write_collapse(folder, step=step, digest="x", request_ids=["fact"], reason="not a number")
+    return folder
+
+
+@pytest.mark.parametrize("rungs", [(1, 10), ()])
+def test_a_base_model_that_breaks_where_the_tuned_one_is_whole_is_for_the_tuned_one(tmp_path: Path, rungs: tuple[int, ...]) -> None:
+    folders = []
+    for seed in range(3):
+        base = PlantedRun(model="llama2-7b", seed=seed, benchmarks=benchmarks(keeps(0.999)))
+        folders += [broken(tmp_path, base, step=max(rungs, default=0) + 1, rungs=rungs)]
+        folders += [write_run(tmp_path, replace(base, model="llama2-7b-chat"))]
+    found = verdict(series_of(read_study(folders, KNOWN), KNOWN), "F4.2")
+    assert found.outcome == Outcome.CONFIRMED
+    assert found.table[1][4].endswith("to 100")
+
+
+def test_a_model_that_breaks_under_some_orders_only_is_not_compared_by_those_it_survived(tmp_path: Path) -> None:
+    folders = []
+    for seed in range(3):
+        base = PlantedRun(model="llama2-7b", seed=seed, benchmarks=benchmarks(falls_at(20)))
+        folders += [broken(tmp_path, base, step=11, rungs=(1, 10)) if seed else write_run(tmp_path, base)]
+        folders += [write_run(tmp_path, replace(base, model="llama2-7b-chat"))]
+    found = verdict(series_of(read_study(folders, KNOWN), KNOWN), "F4.2")
+    assert found.outcome == Outcome.UNDECIDED
+    assert "broken under some orders only: Llama 2 7B rome" in found.reason
+
+
+def test_pairs_that_lost_nothing_have_no_vote_on_who_loses_more_slowly(tmp_path: Path) -> None:
+    runs = [
+        PlantedRun(model=model, method=method, seed=seed, benchmarks=benchmarks(kept))
+        for method, both in (("rome", (falls_at(20), falls_at(200))), *((name, (keeps(1.0),) * 2) for name in ("grace", "pmet")))
+        for model, kept in zip(("llama2-7b", "llama2-7b-chat"), both, strict=True)
+        for seed in range(3)
+    ]
+    found = verdict(study(tmp_path, runs), "F4.2")
+    assert found.outcome == Outcome.CONFIRMED
+    assert "neither model surely lost anything: Llama 2 7B grace, Llama 2 7B pmet" in found.reason
+
+
+def test_a_method_that_breaks_the_model_before_the_first_rung_has_a_vote(tmp_path: Path) -> None:
+    whole = PlantedRun(method="alphaedit", rungs=(10, 100), benchmarks=benchmarks(keeps(1.0)))
+    folders = [write_run(tmp_path, whole)]
+    folders += [broken(tmp_path, replace(whole, method=name), step=3, rungs=()) for name in ("rome", "kn", "memit")]
+    series = series_of(read_study(folders, KNOWN), KNOWN)
+    found = verdict(series, "F4.1a")
+    assert found.outcome == Outcome.CONFIRMED
+    assert {row[1]: row[5] for row in found.table[1:]} == {"alphaedit": "–", "rome": "3", "kn": "3", "memit": "3"}
+    assert "3 of 4 series are surely below" in verdict(series, "F4.1b").reason
+
+
+def test_a_size_that_broke_counts_as_one_that_kept_nothing(tmp_path: Path) -> None:
+    folders = []
+    for place, model in enumerate(KNOWN.families["Pythia"]):
+        run = PlantedRun(model=model, rungs=(10, 50), benchmarks=benchmarks(falls_at(5 * 2**place)))
+        folders += [write_run(tmp_path, run) if place else broken(tmp_path, run, step=3, rungs=())]
+    found = verdict(series_of(read_study(folders, KNOWN), KNOWN), "F4.3")
+    assert found.outcome == Outcome.CONFIRMED
+    assert found.table[1][3:5] == ("10", str(len(KNOWN.families["Pythia"])))
 
 
 def test_the_area_between_siblings_is_the_planted_one(tmp_path: Path) -> None:
