@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from editeval.report.series import Series
-from editeval.report.statistics import Estimate, area_weights, combine, spearman
+from editeval.report.statistics import Estimate, Interval, area_weights, combine, spearman
 from editeval.report.study import Studies
 from editeval.report.verdicts import KEEPS, Outcome, Verdict, Votes, measured_ones, range_of
-from editeval.runner.table import format_number
+from editeval.runner.table import Column, format_number
 
 ADVANTAGE = 0.05  # an area that is not even so much larger is no advantage
 MIN_ORDERS, MIN_SIZES = 3, 5
@@ -109,36 +109,59 @@ def _sibling_series(methods: Sequence[Series], known: Studies) -> list[tuple[str
 
 
 def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
-    """F4.3: larger models of a family suffer less: Spearman of size and r, where something was lost."""
+    """F4.3: larger models of a family suffer less: Spearman of size and r, where something was lost.
+
+    The mean r is over the benchmarks on which every size is above chance, or sizes would be compared on different ones.
+    """
     statement = "Larger models of one family keep more of their abilities under the same edits."
-    rows = [("family", "method", "data set", "edits", "sizes", "Spearman", "95% interval", "p")]
+    rows = [("family", "method", "data set", "edits", "benchmarks", "sizes", "Spearman", "95% interval", "p")]
     votes, untested = Votes(), []
     for (family, method, dataset), by_size in _ladders(methods, known).items():
-        rungs = [
-            rung
-            for rung in sorted({rung for one in by_size.values() for rung in one.mean})
-            if all(rung in one.mean or one.is_broken(rung) for one in by_size.values())
-        ]
-        lost = [rung for rung in rungs if any(one.is_broken(rung) or one.mean[rung].high < KEEPS for one in by_size.values())]
-        if len(by_size) < MIN_SIZES or not lost:
-            why = f"{len(by_size)} sizes" if len(by_size) < MIN_SIZES else "nothing lost at any size"
-            untested.append(f"{family} {method} ({why})")
+        if len(by_size) < MIN_SIZES:
+            untested.append(f"{family} {method} ({len(by_size)} sizes)")
             continue
-        rung = lost[0]
-        kept = [0.0 if one.is_broken(rung) else one.mean[rung].value for one in by_size.values()]  # nothing is left of a broken model
-        interval, p = spearman(list(by_size), kept)
-        rows.append((family, method, dataset, str(rung), str(len(by_size)), format_number(interval.value), range_of(interval), f"{p:.3g}"))
+        common = _counted_by_all(list(by_size.values()))
+        if not common:
+            untested.append(f"{family} {method} (no benchmark on which every size is above chance)")
+            continue
+        tested = _first_loss({size: (one, one.mean_over(common)) for size, one in by_size.items()})
+        if tested is None:
+            untested.append(f"{family} {method} (nothing lost at any size)")
+            continue
+        rung, kept = tested
+        interval, p = spearman(list(kept), list(kept.values()))
+        measured = (str(rung), str(len(common)), str(len(kept)))
+        rows.append((family, method, dataset, *measured, format_number(interval.value), range_of(interval), f"{p:.3g}"))
         there = all(_edits_show(one) for one in by_size.values())
         bucket = votes.open if not there else votes.yes if interval.low > 0 else votes.no if interval.high < 0 else votes.open
         bucket.append(f"{family} {method}")
     reason = (
         f"Of {votes.total} methods tested at the first rung with a loss: {votes}."
         if votes.total
-        else "No family was measured at enough sizes with a loss."
+        else "No family was measured at enough sizes on the same benchmarks with a loss."
     )
     if untested:
         reason += f" No test: {', '.join(untested)}; at least {MIN_SIZES} sizes are needed."
     return Verdict(question="rq3", key="F4.3", statement=statement, outcome=votes.outcome(1), reason=reason, table=tuple(rows))
+
+
+def _counted_by_all(series: Sequence[Series]) -> tuple[Column, ...]:
+    """Return the benchmarks that the means of all series are over; those that broke before a first rung have none."""
+    first, *others = [one.counted for one in series if one.mean] or [()]
+    return tuple(column for column in first if all(column in other for other in others))
+
+
+def _first_loss(by_size: Mapping[float, tuple[Series, Mapping[int, Interval]]]) -> tuple[int, dict[float, float]] | None:
+    """Return the first number of edits at which a size has surely lost something, and what each kept; None: there is none.
+
+    A size that broke has kept nothing.
+    """
+    for rung in sorted({rung for _, means in by_size.values() for rung in means}):
+        if not all(rung in means or one.is_broken(rung) for one, means in by_size.values()):
+            continue
+        if any(rung not in means or means[rung].high < KEEPS for _, means in by_size.values()):
+            return rung, {size: means[rung].value if rung in means else 0.0 for size, (_, means) in by_size.items()}
+    return None
 
 
 def _ladders(methods: Sequence[Series], known: Studies) -> Mapping[tuple[str, str, str], dict[float, Series]]:

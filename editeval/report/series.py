@@ -153,18 +153,22 @@ class Series:
         """Ability benchmarks that the mean is over."""
         return tuple(column for column in self.ability if column.protocol == self.protocol and self.can_show_damage(column))
 
-    def mean_estimate(self, rung: int) -> Estimate | None:
-        """Return the mean r over the counted benchmarks as an estimate that can be compared with others'."""
-        found = [self.retained(rung, column) for column in self.counted]
+    def mean_estimate(self, rung: int, columns: Sequence[Column] | None = None) -> Estimate | None:
+        """Return the mean r over the counted (or these) benchmarks as an estimate that can be compared with others'."""
+        found = [self.retained(rung, column) for column in (self.counted if columns is None else columns)]
         kept = [one.estimate for one in found if one is not None]
         return combine([(1 / len(kept), estimate) for estimate in kept]) if kept and len(kept) == len(found) else None
 
     @cached_property
     def mean(self) -> dict[int, Interval]:
         """Mean r at each rung, where all counted benchmarks were measured."""
-        estimates = {rung: self.mean_estimate(rung) for rung in self.rungs}
-        if len(self.counted) == 1:
-            return {rung: found.interval for rung in self.rungs if (found := self.retained(rung, self.counted[0])) is not None}
+        return self.mean_over(self.counted)
+
+    def mean_over(self, columns: Sequence[Column]) -> dict[int, Interval]:
+        """Return the mean r over some benchmarks at each rung, where all of them were measured."""
+        if len(columns) == 1:
+            return {rung: found.interval for rung in self.rungs if (found := self.retained(rung, columns[0])) is not None}
+        estimates = {rung: self.mean_estimate(rung, columns) for rung in self.rungs}
         return {rung: estimate.interval() for rung, estimate in estimates.items() if estimate is not None}
 
     def last_kept(self, share: float) -> int:

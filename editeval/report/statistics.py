@@ -307,7 +307,8 @@ def area_weights(rungs: Sequence[int]) -> tuple[float, ...]:
 def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[Interval, float]:
     """Return Spearman's rank correlation with Bonett and Wright's interval, and its two-sided p-value.
 
-    Interval: Fisher's z with standard error sqrt((1 + rho^2 / 2) / (N - 3)) (https://doi.org/10.1007/BF02294183). p: over all
+    Interval: Fisher's z with standard error sqrt((1 + rho^2 / 2) / (N - 3)) (https://doi.org/10.1007/BF02294183); at rho = 1, of
+    which z is infinite, that of the middle between 1 and the next rho that N ranks can have (1 - 12 / (N^3 - N)). p: over all
     permutations up to 7 points, by t beyond. A constant series has no rank: rho NaN, p 1.
 
     Raises:
@@ -327,8 +328,9 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[Interval, float]:
     else:
         p_value = float(stats.spearmanr(x, y).pvalue)
     half = _normal() * math.sqrt((1 + rho * rho / 2) / (len(x) - 3))
-    z = math.atanh(min(max(rho, -1 + 1e-12), 1 - 1e-12))
-    return Interval(value=rho, low=math.tanh(z - half), high=math.tanh(z + half)), p_value
+    largest = 1 - 6 / (len(x) ** 3 - len(x))
+    z = math.atanh(min(max(rho, -largest), largest))
+    return Interval(value=rho, low=min(rho, math.tanh(z - half)), high=max(rho, math.tanh(z + half))), p_value
 
 
 def between_sd(values: Sequence[float], variances: Sequence[float]) -> Interval:

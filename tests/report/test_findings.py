@@ -170,7 +170,21 @@ def test_a_size_that_broke_counts_as_one_that_kept_nothing(tmp_path: Path) -> No
         folders += [write_run(tmp_path, run) if place else broken(tmp_path, run, step=3, rungs=())]
     found = verdict(series_of(read_study(folders, KNOWN), KNOWN), "F4.3")
     assert found.outcome == Outcome.CONFIRMED
-    assert found.table[1][3:5] == ("10", str(len(KNOWN.families["Pythia"])))
+    assert found.table[1][3:6] == ("10", "3", str(len(KNOWN.families["Pythia"])))
+
+
+def test_sizes_are_compared_on_the_benchmarks_that_all_of_them_can_lose(tmp_path: Path) -> None:
+    """Size has no effect on what is common; each larger model is above chance on one more benchmark, which no edit harms."""
+    runs, apart = [], []
+    for place, model in enumerate(KNOWN.families["Pythia"]):
+        common = benchmarks(keeps(0.6), n=1000, names=("lambada", "boolq"))
+        easy = tuple(Planted(name=f"easy{other}", kept=keeps(1.0), base=0.75 if place > other else 0.25) for other in range(6))
+        runs.append(PlantedRun(model=model, rungs=(50,), benchmarks=(*common, *easy)))
+        apart.append(PlantedRun(model=model, rungs=(50,), benchmarks=benchmarks(keeps(0.6), names=(f"only{place % 2}",))))
+    found = verdict(study(tmp_path / "common", runs), "F4.3")
+    assert found.outcome != Outcome.CONFIRMED
+    assert found.table[1][4] == "2"
+    assert "no benchmark on which every size" in verdict(study(tmp_path / "apart", apart), "F4.3").reason
 
 
 def test_the_area_between_siblings_is_the_planted_one(tmp_path: Path) -> None:

@@ -264,6 +264,15 @@ def test_spearmans_interval_covers_a_planted_correlation() -> None:
     assert covered / repeats >= 0.92
 
 
+@pytest.mark.parametrize("n", [4, 5, 7, 12])
+def test_a_perfect_rank_correlation_of_few_points_is_not_certain(n: int) -> None:
+    interval, p_value = spearman(list(range(n)), list(range(n)))
+    assert interval.low < 0.99 < interval.high == pytest.approx(1)
+    assert (interval.low > 0) == (p_value < 0.05)
+    down, _ = spearman(list(range(n)), list(range(n))[::-1])
+    assert (down.low, down.high) == pytest.approx((-1, -interval.low))
+
+
 def test_a_constant_series_has_no_rank_correlation() -> None:
     interval, p_value = spearman([1, 2, 3, 4, 5], [1, 1, 1, 1, 1])
     assert math.isnan(interval.value)
