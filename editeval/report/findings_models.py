@@ -26,9 +26,9 @@ def tuned_models(methods: Sequence[Series], known: Studies) -> Verdict:
         if found is None:
             unknown.append(name)
             continue
-        if not (_edits_show(base) and _edits_show(tuned)):
-            continue
         areas, orders, rungs = found
+        if not (_edits_show(base, rungs[-1]) and _edits_show(tuned, rungs[-1])):
+            continue
         interval = areas[2].interval()
         told = (format_number(areas[0].value), format_number(areas[1].value), format_number(interval.value), range_of(interval))
         rows.append((family, base.method, base.dataset, str(orders), f"{rungs[0]} to {rungs[-1]}", *told))
@@ -87,9 +87,9 @@ def _broke_under_some(series: Series, other: Series) -> bool:
     return 0 < len(broken) < len(series.runs) and any(rung >= min(broken) and rung not in series.mean for rung in other.mean)
 
 
-def _edits_show(series: Series) -> bool:
-    """Return whether edits did something: they are there, or they broke the model."""
-    return series.broken_at is not None or series.edits_were_there
+def _edits_show(series: Series, rung: int) -> bool:
+    """Return whether edits did something up to a rung: all so far are there, or they broke the model."""
+    return series.is_broken(rung) or bool(series.edits_are_there(rung))
 
 
 def _has_lost(series: Series, last: int) -> bool:
@@ -132,7 +132,7 @@ def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
         interval, p = spearman(list(kept), list(kept.values()))
         measured = (str(rung), str(len(common)), str(len(kept)))
         rows.append((family, method, dataset, *measured, format_number(interval.value), range_of(interval), f"{p:.3g}"))
-        there = all(_edits_show(one) for one in by_size.values())
+        there = all(_edits_show(one, rung) for one in by_size.values())
         bucket = votes.open if not there else votes.yes if interval.low > 0 else votes.no if interval.high < 0 else votes.open
         bucket.append(f"{family} {method}")
     reason = (

@@ -92,7 +92,11 @@ class Series:
     # -- edit quality ----------------------------------------------------------------------------------------------
 
     def quality(self, metric: str) -> dict[int, Interval]:
-        """Return a measure of edit quality at each rung over all facts edited so far, pooled over runs (Wilson's interval)."""
+        """Return a measure of edit quality at each rung over all facts edited so far: Wilson's interval, over facts and orders.
+
+        The facts are pooled over runs. Where orders differ they count for fewer: for as many as would vary as much as facts and
+        orders together (the effective sample size), with the quantile of t, as for every other number.
+        """
         found: dict[int, Interval] = {}
         for rung in (0, *self.rungs):
             scores = [
@@ -102,7 +106,11 @@ class Series:
             ]
             n = sum(score.n for score in scores)
             if n and all(math.isfinite(score.value) for score in scores):
-                found[rung] = wilson(sum(score.value * score.n for score in scores), n)
+                share = sum(score.value * score.n for score in scores) / n
+                of_facts = share * (1 - share)
+                estimate = Estimate(value=share, orders=tuple(score.value for score in scores), extra_variance=of_facts / n)
+                effective = of_facts / estimate.variance if estimate.variance > 0 else n
+                found[rung] = wilson(share * effective, effective, quantile=estimate.quantile())
         return found
 
     @cached_property
@@ -116,11 +124,6 @@ class Series:
             return None
         before = self.efficacy[0].value if 0 in self.efficacy else 0.0
         return self.efficacy[rung].low - before > THERE
-
-    @property
-    def edits_were_there(self) -> bool:
-        """Return whether the edits show at some rung."""
-        return any(self.edits_are_there(rung) for rung in self.rungs)
 
     # -- retained ability ------------------------------------------------------------------------------------------
 

@@ -92,15 +92,17 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def wilson(successes: float, n: int) -> Interval:
+def wilson(successes: float, n: float, *, quantile: float | None = None) -> Interval:
     """Return a share with Wilson's score interval (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953).
+
+    `n` may be an effective number of trials; `quantile` is the normal one unless it is given.
 
     Raises:
         ValueError: no trials.
     """
-    if n < 1:
+    if n <= 0:
         raise ValueError("a share needs at least one trial")
-    z, share = _normal(), successes / n
+    z, share = _normal() if quantile is None else quantile, successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return Interval(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))

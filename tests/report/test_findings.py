@@ -14,6 +14,7 @@ from editeval.report.findings import findings
 from editeval.report.findings_models import area_difference
 from editeval.report.items import Items, choice, is_degenerate
 from editeval.report.series import Series, changes, p_value, series_of
+from editeval.report.statistics import wilson
 from editeval.report.study import Studies, read_study, studies
 from editeval.report.verdicts import Outcome, Verdict
 from editeval.runner.results import ScoreStore, write_collapse
@@ -185,6 +186,49 @@ def test_sizes_are_compared_on_the_benchmarks_that_all_of_them_can_lose(tmp_path
     assert found.outcome != Outcome.CONFIRMED
     assert found.table[1][4] == "2"
     assert "no benchmark on which every size" in verdict(study(tmp_path / "apart", apart), "F4.3").reason
+
+
+def test_a_method_that_keeps_its_last_edit_only_says_nothing_of_models(tmp_path: Path) -> None:
+    """MEND without accumulation: at one edit everything is there, at fifty nothing is."""
+    last = PlantedRun(method="mend", rungs=(1, 50), efficacy=lambda n: float(n == 1))
+    tuned = [
+        replace(last, model=model, seed=seed, benchmarks=benchmarks(kept))
+        for model, kept in (("llama2-7b", falls_at(20)), ("llama2-7b-chat", keeps(1.0)))
+        for seed in range(3)
+    ]
+    found = verdict(study(tmp_path / "tuned", tuned), "F4.2")
+    assert (found.outcome, len(found.table)) == (Outcome.UNDECIDED, 1)
+    sizes = [
+        replace(last, model=model, benchmarks=benchmarks(falls_at(20 * 1.3**place), n=1000))
+        for place, model in enumerate(KNOWN.families["Pythia"])
+    ]
+    found = verdict(study(tmp_path / "sizes", sizes), "F4.3")
+    assert (found.outcome, found.table[1][3]) == (Outcome.UNDECIDED, "50")
+
+
+def test_orders_that_disagree_on_efficacy_do_not_show_that_edits_are_there(tmp_path: Path) -> None:
+    runs = [
+        PlantedRun(seed=seed, rungs=(100,), efficacy=keeps(share), benchmarks=benchmarks(keeps(1.0))) for seed, share in ((0, 0), (1, 0.4))
+    ]
+    both = study(tmp_path, runs)[0]
+    assert not both.edits_are_there(100)
+    (one,) = series_of(read_study([tmp_path / runs[1].name], KNOWN), KNOWN)
+    assert one.edits_are_there(100)
+    assert one.efficacy[100] == wilson(one.efficacy[100].value * 100, 100)
+
+
+def test_the_interval_of_efficacy_covers_the_mean_over_orders(tmp_path: Path) -> None:
+    series = study(tmp_path, [PlantedRun(seed=seed, rungs=(100,)) for seed in range(3)])[0]
+    random, repeats, covered = np.random.default_rng(14), 400, 0
+    for _ in range(repeats):
+        for run in series.runs:
+            column = run.edit_column("efficacy")
+            assert column is not None
+            share = random.binomial(100, np.clip(random.normal(0.6, 0.2), 0, 1)) / 100
+            run.table.cells[100, column] = replace(run.table.cells[100, column], value=share)  # type: ignore[index]
+        interval = series.quality("efficacy")[100]
+        covered += interval.low <= 0.6 <= interval.high
+    assert covered / repeats >= 0.92  # pooled as independent facts: .36
 
 
 def test_the_area_between_siblings_is_the_planted_one(tmp_path: Path) -> None:
