@@ -8,7 +8,7 @@ from dataclasses import replace
 from editeval.report.series import Series
 from editeval.report.statistics import Estimate, Interval, area_weights, combine, spearman
 from editeval.report.study import Studies
-from editeval.report.verdicts import KEEPS, Outcome, Verdict, Votes, measured_ones, range_of
+from editeval.report.verdicts import KEEPS, Outcome, Verdict, by_majority, decided, measured_ones, range_of
 from editeval.runner.table import Column, format_number
 
 ADVANTAGE = 0.05  # an area that is not even so much larger is no advantage
@@ -19,7 +19,7 @@ def tuned_models(methods: Sequence[Series], known: Studies) -> Verdict:
     """F4.2: instruction-tuned models decline more slowly: area under r over log n, tuned - base, same edits and same items."""
     statement = "Instruction-tuned models lose their abilities more slowly than the base models that they were made from."
     heads = ("family", "method", "data set", "orders", "rungs", "area base", "area tuned", "tuned - base", "95% interval")
-    votes, rows, fewest, unknown, whole = Votes(), [heads], None, [], []
+    rows, cast, fewest, unknown, whole = [heads], [], None, [], []
     for family, base, tuned in _sibling_series(methods, known):
         name = f"{family} {base.method}"
         found = area_difference(base, tuned)
@@ -36,11 +36,11 @@ def tuned_models(methods: Sequence[Series], known: Studies) -> Verdict:
             whole.append(name)
             continue
         fewest = min(orders, fewest or orders)
-        bucket = votes.yes if interval.low > 0 else votes.no if interval.high < ADVANTAGE else votes.open
-        bucket.append(name)
+        cast.append((f"{family} {base.runs[0].method}", decided(interval, above=0, below=ADVANTAGE)))
+    votes = by_majority(cast)
     outcome = votes.outcome(1)
     reason = (
-        f"Of {votes.total} pairs of which one lost something: {votes}."
+        f"Of {votes.total} methods on pairs of which one model lost something: {votes}."
         if votes.total
         else "No pair of a base and a tuned model was measured with edits that are there and lost something."
     )
@@ -115,7 +115,7 @@ def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
     """
     statement = "Larger models of one family keep more of their abilities under the same edits."
     rows = [("family", "method", "data set", "edits", "benchmarks", "sizes", "Spearman", "95% interval", "p")]
-    votes, untested = Votes(), []
+    cast, untested = [], []
     for (family, method, dataset), by_size in _ladders(methods, known).items():
         if len(by_size) < MIN_SIZES:
             untested.append(f"{family} {method} ({len(by_size)} sizes)")
@@ -133,10 +133,11 @@ def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
         measured = (str(rung), str(len(common)), str(len(kept)))
         rows.append((family, method, dataset, *measured, format_number(interval.value), range_of(interval), f"{p:.3g}"))
         there = all(_edits_show(one, rung) for one in by_size.values())
-        bucket = votes.open if not there else votes.yes if interval.low > 0 else votes.no if interval.high < 0 else votes.open
-        bucket.append(f"{family} {method}")
+        name = f"{family} {next(iter(by_size.values())).runs[0].method}"
+        cast.append((name, decided(interval, above=0, below=0) if there else None))
+    votes = by_majority(cast)
     reason = (
-        f"Of {votes.total} methods tested at the first rung with a loss: {votes}."
+        f"Of {votes.total} methods on families tested at the first rung with a loss: {votes}."
         if votes.total
         else "No family was measured at enough sizes on the same benchmarks with a loss."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -57,6 +57,36 @@ class Votes:
 
     def __str__(self) -> str:
         return f"{len(self.yes)} for, {len(self.no)} against, {len(self.open)} open"
+
+
+def by_majority(cast: Iterable[tuple[str, bool | None]]) -> Votes:
+    """Return one vote a voter, which is what most of its ballots say (for, against, or None: open); a tie is open.
+
+    So that a method that was run with three settings has one vote, as one that was run with one.
+    """
+    ballots: dict[str, list[bool | None]] = {}
+    for voter, ballot in cast:
+        ballots.setdefault(voter, []).append(ballot)
+    votes = Votes()
+    for voter, mine in ballots.items():
+        bucket = votes.yes if mine.count(True) > len(mine) / 2 else votes.no if mine.count(False) > len(mine) / 2 else votes.open
+        bucket.append(voter)
+    return votes
+
+
+def decided(interval: Interval, *, above: float, below: float) -> bool | None:
+    """Return whether a number is surely above a limit (True), surely below another (False), or neither (None)."""
+    return True if interval.low > above else False if interval.high < below else None
+
+
+def methods_in(series: Iterable[Series]) -> int:
+    """Return how many methods there are, whatever their settings."""
+    return len({one.runs[0].method for one in series})
+
+
+def voter_of(one: Series) -> str:
+    """Return who votes for a series: its method on its model, whatever the settings and the data set."""
+    return f"{one.runs[0].method} on {one.model}"
 
 
 def measured_ones(methods: Sequence[Series]) -> list[Series]:

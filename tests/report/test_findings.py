@@ -16,7 +16,7 @@ from editeval.report.items import Items, choice, is_degenerate
 from editeval.report.series import Series, changes, p_value, series_of
 from editeval.report.statistics import wilson
 from editeval.report.study import Studies, read_study, studies
-from editeval.report.verdicts import Outcome, Verdict
+from editeval.report.verdicts import Outcome, Verdict, by_majority
 from editeval.runner.results import ScoreStore, write_collapse
 from editeval.types import EditevalError
 from tests.report.synthetic import Planted, PlantedRun, Share, falls_at, keeps, write_run
@@ -62,6 +62,24 @@ def test_a_method_whose_edits_are_not_there_confirms_nothing_however_flat_its_cu
     assert thousands.outcome == Outcome.REFUTED
     assert "without the edits: pmet" in thousands.reason
     assert "Not counted, because the edits are not there: pmet" in verdict(series, "F4.1a").reason
+
+
+def test_settings_of_a_method_are_one_method_with_one_vote(tmp_path: Path) -> None:
+    falling = [PlantedRun(rungs=LADDER, benchmarks=benchmarks(falls_at(20)), settings={"lr": rate}) for rate in (0.1, 0.5, 1)]
+    alone = study(tmp_path / "alone", falling)
+    assert len(alone) == 3
+    for key in ("F4.1a", "F4.1b"):
+        assert verdict(alone, key).outcome == Outcome.UNDECIDED
+    assert "At least 3 methods are needed" in verdict(alone, "F4.1a").reason
+    others = [PlantedRun(method=name, rungs=LADDER, benchmarks=benchmarks(keeps(1.0))) for name in ("memit", "alphaedit")]
+    found = verdict(study(tmp_path / "three", [*falling, *others]), "F4.1a")
+    assert found.outcome == Outcome.REFUTED  # one method of three, though three series of five
+    assert "1 for, 2 against" in found.reason
+
+
+def test_the_majority_of_its_settings_is_the_vote_of_a_method_and_a_tie_is_open() -> None:
+    votes = by_majority([("a", True), ("a", True), ("a", False), ("b", True), ("b", False), ("c", False), ("d", None)])
+    assert (votes.yes, votes.no, votes.open) == (["a"], ["c"], ["b", "d"])
 
 
 def test_controls_have_no_vote(tmp_path: Path) -> None:
