@@ -13,7 +13,7 @@ import numpy as np
 
 from editeval.report.findings_models import larger_models, tuned_models
 from editeval.report.series import Series
-from editeval.report.statistics import Estimate, between_sd, holm, paired_change
+from editeval.report.statistics import Estimate, between_sd, holm, paired_change, variances_apart
 from editeval.report.study import Studies
 from editeval.report.verdicts import (
     KEEPS,
@@ -121,7 +121,7 @@ def equal_decline(methods: Sequence[Series]) -> Verdict:
             continue
         rung = falling[0]
         estimates = [found.estimate for column in one.counted if (found := one.retained(rung, column)) is not None]
-        spread = between_sd([estimate.value for estimate in estimates], [estimate.variance for estimate in estimates])
+        spread = between_sd([estimate.value for estimate in estimates], variances_apart(estimates))
         rows.append(
             (
                 *names_of(one),

@@ -365,6 +365,16 @@ def between_sd(values: Sequence[float], variances: Sequence[float]) -> Interval:
     return Interval(value=sd_where(degrees), low=low, high=high)
 
 
+def variances_apart(estimates: Sequence[Estimate]) -> list[float]:
+    """Return each estimate's variance without what the orders move in all of them alike, which sets none apart from another.
+
+    Of each order the mean over the M estimates is taken away; M / (M - 1) makes up for what it took of the estimate's own.
+    """
+    orders_MK = np.array([estimate.orders for estimate in estimates], float)
+    own = (orders_MK - orders_MK.mean(0)) * math.sqrt(len(estimates) / (len(estimates) - 1))
+    return [estimate.item_variance + _variance_of_mean(row) for estimate, row in zip(estimates, own, strict=True)]
+
+
 # -- pieces ----------------------------------------------------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ from editeval.report.statistics import (
     paired_change,
     retained,
     spearman,
+    variances_apart,
     wilson,
 )
 
@@ -289,6 +290,15 @@ def test_the_spread_between_benchmarks_is_covered(true_sd: float) -> None:
         interval = between_sd(list(values), list(variances))
         covered += interval.low <= true_sd <= interval.high
     assert covered / repeats >= 0.91
+
+
+def test_what_orders_move_in_all_benchmarks_alike_hides_no_spread_between_them() -> None:
+    items = np.array([-0.1, 0.1] * 500)
+    shared = [Estimate(value=m, pools={str(m): items}, orders=(m - 0.3, m, m + 0.3)) for m in (0.2, 0.5, 0.8)]
+    assert variances_apart(shared) == pytest.approx([one.item_variance for one in shared])
+    assert between_sd([one.value for one in shared], variances_apart(shared)).low > 0.1
+    own = [Estimate(value=0.5, orders=orders) for orders in ((0.4, 0.6), (0.6, 0.4))]
+    assert variances_apart(own) == pytest.approx([2 * one.order_variance for one in own])  # all of it is theirs: M / (M - 1)
 
 
 def test_equal_values_have_no_spread() -> None:
