@@ -80,7 +80,7 @@ def study_page(content: StudyContent) -> str:
     parts = "\n".join(
         f'<section aria-labelledby="{name}"><h2 id="{name}">{escaped(title)}</h2>\n{body}</section>' for name, title, body in shown
     )
-    data = json.dumps(_item_data(content), ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    data = json.dumps(_item_data(content), ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
     return Template((HERE / "study.html").read_text()).substitute(
         title=escaped(content.title),
         styles=(HERE / "page.css").read_text() + (HERE / "study.css").read_text(),
