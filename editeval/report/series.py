@@ -230,7 +230,7 @@ def _retained_of_means(pairs: Sequence[tuple[Any, Any]], chance: float) -> Retai
 def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
     """Group runs into series; where a method was run with several settings, its label says what differs."""
     labels = method_labels(runs)
-    sets = _labels(runs, lambda run: (run.dataset,), "dataset")
+    sets = dataset_labels(runs)
     grouped: dict[tuple[str, str, str], dict[int, Run]] = {}
     for run in runs:
         name = (run.model, labels[run.folder.as_posix()], sets[run.folder.as_posix()])
@@ -251,6 +251,11 @@ def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
 def method_labels(runs: Sequence[Run]) -> dict[str, str]:
     """Return each run's (by its folder) method with the settings in which runs of the same model and method differ."""
     return _labels(runs, lambda run: (run.model, run.method), "method")
+
+
+def dataset_labels(runs: Sequence[Run]) -> dict[str, str]:
+    """Return each run's (by its folder) data set with the settings in which runs on the same data set differ."""
+    return _labels(runs, lambda run: (run.dataset,), "dataset")
 
 
 def _labels(runs: Sequence[Run], group_of: Any, group: str) -> dict[str, str]:

@@ -61,6 +61,7 @@ class StudyContent:
     charts: Sequence[Chart]
     changes: Sequence[Change]
     labels: Mapping[str, str]  # folder of a run -> method with its settings
+    datasets: Mapping[str, str]  # folder of a run -> data set with its settings
     folder: Path  # where the page will be: links start here
 
 
@@ -108,7 +109,7 @@ def _filters(content: StudyContent) -> str:
     names = {
         "model": ("Models", [run.model for run in content.runs]),
         "method": ("Methods", [content.labels[run.folder.as_posix()] for run in content.runs]),
-        "dataset": ("Data sets", [one.dataset for one in content.series]),
+        "dataset": ("Data sets", [content.datasets[run.folder.as_posix()] for run in content.runs]),
         "seed": ("Seeds", [str(run.seed) for run in content.runs]),
     }
     boxes = []
@@ -196,7 +197,6 @@ def _run_table(content: StudyContent) -> str:
 
 def _run_row(run: Run, one: Series | None, content: StudyContent) -> str:
     last = run.rungs[-1]
-    method = content.labels[run.folder.as_posix()]
     qualities = [
         run.table.value(last, column) if (column := run.edit_column(metric)) is not None else None for metric in ("efficacy", "locality")
     ]
@@ -217,10 +217,16 @@ def _run_row(run: Run, one: Series | None, content: StudyContent) -> str:
         _bytes(run.journal_bytes),
         "–" if run.peak_memory_bytes is None else _bytes(run.peak_memory_bytes),
     )
-    data = {"model": run.model, "method": method, "dataset": run.dataset if one is None else one.dataset, "seed": str(run.seed)}
+    data = _filtered_by(run, content)
     attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
-    shown = "".join(f"<td>{escaped(cell)}</td>" for cell in (method, data["dataset"], run.seed, last, *cells))
+    shown = "".join(f"<td>{escaped(cell)}</td>" for cell in (data["method"], data["dataset"], run.seed, last, *cells))
     return f"<tr{attributes}><th scope=row>{escaped(run.model)}</th>{shown}<td>{link}</td></tr>"
+
+
+def _filtered_by(run: Run, content: StudyContent) -> Mapping[str, str]:
+    """Return what the filters know a run by: the labels of its series."""
+    name = run.folder.as_posix()
+    return {"model": run.model, "method": content.labels[name], "dataset": content.datasets[name], "seed": str(run.seed)}
 
 
 def _bytes(count: int) -> str:
@@ -248,11 +254,10 @@ def _changes(content: StudyContent) -> str:
 
 
 def _change_row(change: Change, content: StudyContent) -> str:
-    run, label = change.run, content.labels[change.run.folder.as_posix()]
-    data = {"model": run.model, "method": label, "dataset": run.dataset, "seed": str(run.seed)}
+    run, data = change.run, _filtered_by(change.run, content)
     attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
     cells = (
-        label,
+        data["method"],
         run.seed,
         change.column.name,
         change.rung,
@@ -272,10 +277,10 @@ def _items() -> str:
 
 def _item_data(content: StudyContent) -> Mapping[str, Any]:
     allowance = ITEM_CHARACTERS // max(1, len(content.runs))
-    return {"runs": [_items_of(run, content.labels[run.folder.as_posix()], allowance) for run in content.runs]}
+    return {"runs": [_items_of(run, _filtered_by(run, content), allowance) for run in content.runs]}
 
 
-def _items_of(run: Run, label: str, allowance: int) -> Mapping[str, Any]:
+def _items_of(run: Run, filtered_by: Mapping[str, str], allowance: int) -> Mapping[str, Any]:
     """Return the items of a run that fit: lost ones first, and of each benchmark about as many."""
     by_benchmark: dict[str, list[Any]] = {}
     for item in sorted(
@@ -292,8 +297,8 @@ def _items_of(run: Run, label: str, allowance: int) -> Mapping[str, Any]:
             if used > allowance:
                 break
             rows.append([benchmark, *texts, int(item.passed_before), int(item.passed_after)])
-    name = f"{run.model}, {label}, {run.dataset}, seed {run.seed}, {counted(run.rungs[-1], 'edit')}"
-    return {"name": name, "model": run.model, "method": label, "dataset": run.dataset, "seed": str(run.seed), "items": rows}
+    whose = ", ".join(filtered_by[name] for name in ("model", "method", "dataset"))
+    return {"name": f"{whose}, seed {run.seed}, {counted(run.rungs[-1], 'edit')}", **filtered_by, "items": rows}
 
 
 # -- words -----------------------------------------------------------------------------------------------------------------

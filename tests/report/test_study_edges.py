@@ -46,3 +46,15 @@ def test_generated_text_cannot_open_a_comment_or_a_script_in_the_page(tmp_path: 
     page = page_of([folder], tmp_path / "out")
     assert "<!-- <script>" not in page
     assert any("<!-- <script>" in item for item in item_data(page)["runs"][0]["items"])
+
+
+def test_two_settings_of_one_data_set_are_filtered_by_the_names_that_the_filter_has(tmp_path: Path) -> None:
+    run = PlantedRun(rungs=(1, 10), benchmarks=FALLING)
+    folders = [change_config(write_run(tmp_path / name, run), "dataset", subset=name) for name in ("easyedit", "rome")]
+    page = page_of(folders, tmp_path / "out")
+    boxes = set(re.findall(r'name="dataset" value="([^"]*)"', page))
+    assert boxes == {"counterfact (subset=easyedit)", "counterfact (subset=rome)"}
+    assert {run["dataset"] for run in item_data(page)["runs"]} == boxes
+    rows = re.findall(r'<tr data-model="tiny"[^>]*data-dataset="([^"]*)"', page)
+    assert len(rows) > len(folders)  # of runs and of changes
+    assert set(rows) == boxes
