@@ -15,12 +15,21 @@ Axis = Literal["edits", "size"]
 
 
 class Point(NamedTuple):
-    """A measured point with its interval; the interval is the point itself where none is known."""
+    """A measured point with its interval: the point itself where none is known, infinite ends where it has no bounds."""
 
     x: float
     y: float
     low: float
     high: float
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the interval says where the truth is."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+    def told(self) -> str:
+        """Return the value in words."""
+        return format_number(self.y) + ("" if self.is_bounded else " (no bounds)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +65,7 @@ class Panel:
         """Return the panel in words: every curve of all orders, point by point."""
         told = [
             f"{curve.label}{' (published)' if curve.published else ''}: "
-            + ", ".join(f"{format_number(point.y)} at {point.x:g}" for point in curve.points)
+            + ", ".join(f"{point.told()} at {point.x:g}" for point in curve.points)
             for curve in self.curves
             if curve.seed is None
         ]
@@ -117,7 +126,7 @@ def chart_csv(chart: Chart) -> str:
         for curve in panel.curves:
             seed, source = "all" if curve.seed is None else curve.seed, "published" if curve.published else "measured"
             for point in curve.points:
-                ends = (_exact(point.low), _exact(point.high))
+                ends = (_exact(point.low), _exact(point.high)) if point.is_bounded else ("", "")
                 whose = (panel.title, curve.label, curve.model, curve.method, curve.dataset, seed, source)
                 writer.writerow([*whose, f"{point.x:g}", _exact(point.y), *ends])
     return text.getvalue()
@@ -131,12 +140,8 @@ def without_seeds(panel: Panel | CellMap) -> Panel | CellMap:
 
 
 def finite(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Return the points that can be drawn, with unbounded intervals cut to the point."""
-    return tuple(
-        point if math.isfinite(point.low) and math.isfinite(point.high) else Point(point.x, point.y, point.y, point.y)
-        for point in points
-        if math.isfinite(point.y)
-    )
+    """Return the points that can be drawn."""
+    return tuple(point for point in points if math.isfinite(point.y))
 
 
 def _exact(value: float) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import groupby
 
 from editeval.report.charts import AXES, CellMap, Curve, Panel
 from editeval.report.figures import COLOURS, FAILS, IN_PART, PASSES, spread
 from editeval.report.scene import FAINT, INK, MUTED, Area, Dots, Group, Line, Point, Scene, Shape, Text
-from editeval.runner.table import format_number
 
 WIDTH, HEIGHT = 360.0, 240.0
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 260.0, 28.0, 200.0  # edges of the axes; the curves' names are right of them
@@ -81,16 +81,22 @@ def _curve(curve: Curve, points: tuple[Point, ...], x_scale: _Scale, y_scale: _S
     if curve.published:
         return [Line(points=points, colour=shade, width=1, dash=(1.5, 3)), Dots(points=points, colour=shade, radius=2.2, hollow=True)]
     shapes: list[Shape] = []
-    if len(curve.points) > 1 and any(point.low < point.high for point in curve.points):
-        upper = [(x_scale(point.x), y_scale(point.high)) for point in curve.points]
-        lower = [(x_scale(point.x), y_scale(point.low)) for point in reversed(curve.points)]
-        shapes.append(Area(points=tuple(upper + lower), colour=shade, strength=0.13 if curve.seed is None else 0.05))
-    elif any(point.low < point.high for point in curve.points):
-        (point,) = curve.points
-        shapes.append(Line(points=((points[0][0], y_scale(point.low)), (points[0][0], y_scale(point.high))), colour=shade, width=1))
+    for is_bounded, neighbours in groupby(curve.points, key=lambda point: point.is_bounded):
+        part = list(neighbours)
+        if not is_bounded or not any(point.low < point.high for point in part):
+            continue
+        upper = [(x_scale(point.x), y_scale(point.high)) for point in part]
+        lower = [(x_scale(point.x), y_scale(point.low)) for point in reversed(part)]
+        if len(part) > 1:
+            shapes.append(Area(points=tuple(upper + lower), colour=shade, strength=0.13 if curve.seed is None else 0.05))
+        else:
+            shapes.append(Line(points=(*lower, *upper), colour=shade, width=1))
     dash = (5.0, 3.0) if curve.dashed else None if curve.colour < len(COLOURS) else (2.0, 2.0)
     shapes.append(Line(points=points, colour=shade, width=1.7 if curve.seed is None else 1.0, dash=dash))
-    shapes.append(Dots(points=points, colour=shade, radius=2.6 if curve.seed is None else 1.8))
+    for is_bounded in (True, False):
+        marked = tuple(place for place, point in zip(points, curve.points, strict=True) if point.is_bounded == is_bounded)
+        if marked:
+            shapes.append(Dots(points=marked, colour=shade, radius=2.6 if curve.seed is None else 1.8, hollow=not is_bounded))
     return shapes
 
 
@@ -131,7 +137,7 @@ def _y_range(panel: Panel) -> tuple[float, float]:
         for curve in panel.curves
         for point in curve.points
         for value in (point.y, point.low, point.high)
-        if value > 0 or not panel.log
+        if math.isfinite(value) and (value > 0 or not panel.log)
     ]
     low, high = min(values, default=0.1), max(values, default=1.0)
     if panel.log:
@@ -179,7 +185,7 @@ def _cut(text: str) -> str:
 
 def _tell(curve: Curve) -> str:
     whose = "published" if curve.published else f"{curve.model}, {curve.dataset}" + ("" if curve.seed is None else f", seed {curve.seed}")
-    return f"{curve.label} ({whose}): " + ", ".join(f"{point.x:g}: {format_number(point.y)}" for point in curve.points[:12])
+    return f"{curve.label} ({whose}): " + ", ".join(f"{point.x:g}: {point.told()}" for point in curve.points[:12])
 
 
 # -- maps ------------------------------------------------------------------------------------------------------------------

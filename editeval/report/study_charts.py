@@ -18,7 +18,7 @@ from editeval.runner.table import NORMAL_95, Column
 from editeval.types import Score
 
 MAX_MONITOR_POINTS = 40
-BANDS = "Bands: 95% intervals, over items and, where a series has several seeds, over orders of edits."
+BANDS = "Bands: 95% intervals, over items and, where a series has several seeds, over orders of edits; hollow: no bounds."
 PUBLISHED = f"Dotted with rings: {SOURCE}, not ours."
 RETAINED = "share of ability kept"
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from editeval.report.charts import Curve, Panel, Point
+from editeval.report.drawing import scene
+from editeval.report.scene import Area, Dots
 from editeval.report.study_build import write_study
-from tests.report.synthetic import Planted, PlantedRun, falls_at, write_run
+from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run
 
 FALLING = (Planted(name="piqa", kept=falls_at(5), n=200),)
 
@@ -58,3 +63,30 @@ def test_two_settings_of_one_data_set_are_filtered_by_the_names_that_the_filter_
     rows = re.findall(r'<tr data-model="tiny"[^>]*data-dataset="([^"]*)"', page)
     assert len(rows) > len(folders)  # of runs and of changes
     assert set(rows) == boxes
+
+
+# -- intervals without bounds ----------------------------------------------------------------------------------------------
+
+
+def test_a_point_without_bounds_is_hollow_outside_the_band_and_said_to_have_none() -> None:
+    points = (Point(0, 1.0, 0.9, 1.1), Point(10, 0.8, 0.7, 0.9), Point(100, 0.5, -math.inf, math.inf))
+    panel = Panel(title="t", unit="u", curves=(Curve(label="rome", model="m", method="rome", dataset="d", points=points),))
+    drawn = scene(panel)
+    shapes = drawn.groups[1].shapes
+    (band,) = [shape for shape in shapes if isinstance(shape, Area)]
+    hollow, full = ([shape for shape in shapes if isinstance(shape, Dots) and shape.hollow == kind] for kind in (True, False))
+    assert len(band.points) == 4
+    assert [len(dots.points) for dots in (*hollow, *full)] == [1, 2]
+    assert hollow[0].points[0][0] > max(x for x, _ in band.points)
+    assert "0.500 (no bounds) at 100" in drawn.description
+    assert "0.800 at 10" in drawn.description
+
+
+def test_an_interval_without_bounds_has_empty_ends_in_the_table_of_a_chart(tmp_path: Path) -> None:
+    planted = {seed: (Planted(name="piqa", kept=keeps(kept), base=0.5),) for seed, kept in enumerate((1.0, 0.2))}
+    runs = [PlantedRun(seed=seed, rungs=(10,), benchmarks=benchmarks) for seed, benchmarks in planted.items()]
+    files = write_study([write_run(tmp_path, run) for run in runs], tmp_path / "out")
+    rows = list(csv.DictReader((files.figures / "rq1-tiny.csv").read_text().splitlines()))
+    (after,) = [row for row in rows if row["panel"].startswith("mean") and row["x"] == "10"]
+    assert 0 < float(after["y"]) < 1
+    assert (after["low"], after["high"]) == ("", "")
