@@ -190,7 +190,8 @@ def _run_table(content: StudyContent) -> str:
     table = f'<table id="run-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
     note = (
         "At the last rung. Ability kept, n90 and n50 (the largest number of edits up to which the lower bound of mean retained ability "
-        f"stays above {KEEPS:g} or 0.5) are of all seeds of a series together. A column head sorts."
+        f"stays above {KEEPS:g} or 0.5) are of all seeds of a series together; ability kept names its number of edits where a seed went "
+        "further than the others. A column head sorts."
     )
     return f'{scrolling(table, "runs")}<p class="note">{escaped(note)}</p>'
 
@@ -200,7 +201,8 @@ def _run_row(run: Run, one: Series | None, content: StudyContent) -> str:
     qualities = [
         run.table.value(last, column) if (column := run.edit_column(metric)) is not None else None for metric in ("efficacy", "locality")
     ]
-    kept = None if one is None or not one.mean else one.mean[max(one.mean)].value
+    common = 0 if one is None else max(one.mean, default=0)  # the last rung at which every run of the series was measured
+    kept = format_number(None if one is None or not one.mean else one.mean[common].value) + (f" at {common}" if 0 < common != last else "")
     marks = ("", "") if one is None or not one.mean else (str(one.last_kept(KEEPS)), str(one.last_kept(0.5)))
     seconds = [float(edit["seconds"]) for edit in run.edits if edit.get("seconds") is not None]
     norm = next((edit["weight_norm_ratio"] for edit in reversed(run.edits) if edit.get("weight_norm_ratio") is not None), None)
@@ -208,7 +210,8 @@ def _run_row(run: Run, one: Series | None, content: StudyContent) -> str:
     page = run.folder / "report" / "report.html"
     link = f'<a href="{escaped(relative(page, content.folder))}">open</a>' if page.exists() else ""
     cells = (
-        *(format_number(value) for value in (*qualities, kept)),
+        *map(format_number, qualities),
+        kept,
         *marks,
         format_number(norm),
         format_number(fmean(seconds) if seconds else None),

@@ -15,6 +15,7 @@ from editeval.report.charts import Curve, Panel, Point
 from editeval.report.drawing import scene
 from editeval.report.scene import Area, Dots
 from editeval.report.study_build import write_study
+from editeval.report.study_page import RUN_HEADS
 from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run
 
 FALLING = (Planted(name="piqa", kept=falls_at(5), n=200),)
@@ -63,6 +64,19 @@ def test_two_settings_of_one_data_set_are_filtered_by_the_names_that_the_filter_
     rows = re.findall(r'<tr data-model="tiny"[^>]*data-dataset="([^"]*)"', page)
     assert len(rows) > len(folders)  # of runs and of changes
     assert set(rows) == boxes
+
+
+def cells_of_runs(page: str) -> list[list[str]]:
+    table = page[page.index('id="run-table"') :].split("</table>")[0]
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row) for row in re.findall(r"<tr .*?</tr>", table)]
+
+
+def test_ability_kept_names_its_number_of_edits_where_the_run_went_further(tmp_path: Path) -> None:
+    runs = [PlantedRun(seed=seed, rungs=rungs, benchmarks=FALLING) for seed, rungs in enumerate([(1, 10, 100), (1, 10)])]
+    further, other = cells_of_runs(page_of([write_run(tmp_path, run) for run in runs], tmp_path / "out"))
+    place = RUN_HEADS.index("ability kept")
+    assert (further[RUN_HEADS.index("edits")], other[RUN_HEADS.index("edits")]) == ("100", "10")
+    assert further[place] == f"{other[place]} at 10"
 
 
 # -- intervals without bounds ----------------------------------------------------------------------------------------------
