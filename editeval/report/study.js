@@ -116,15 +116,22 @@ function listItems() {
 
 // -- sorting
 
+// A cell with a number says it in data-sort; where that is empty there is none, and the row stays below in both directions.
+function compare(a, b, direction) {
+  const [one, other] = [a.dataset.sort, b.dataset.sort];
+  if (one === undefined) return direction * a.textContent.localeCompare(b.textContent);
+  if (one === "" || other === "") return (one === "") - (other === "");
+  return direction * (Number(one) - Number(other));
+}
+
 function sortBy(button) {
   const table = button.closest("table");
-  const place = [...button.closest("tr").children].indexOf(button.closest("th"));
-  const up = button.getAttribute("aria-sort") !== "ascending";
-  for (const other of table.querySelectorAll(".sort")) other.removeAttribute("aria-sort");
-  button.setAttribute("aria-sort", up ? "ascending" : "descending");
-  const key = (row) => row.children[place].textContent;
-  const compare = (a, b) => (isNaN(parseFloat(a)) || isNaN(parseFloat(b)) ? a.localeCompare(b) : parseFloat(a) - parseFloat(b));
-  const rows = [...table.tBodies[0].rows].sort((a, b) => (up ? 1 : -1) * compare(key(a), key(b)));
+  const head = button.closest("th");
+  const place = [...head.parentElement.children].indexOf(head);
+  const up = head.getAttribute("aria-sort") !== "ascending";
+  for (const other of table.querySelectorAll("th[aria-sort]")) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", up ? "ascending" : "descending");
+  const rows = [...table.tBodies[0].rows].sort((a, b) => compare(a.children[place], b.children[place], up ? 1 : -1));
   table.tBodies[0].append(...rows);
 }
 

@@ -6,6 +6,7 @@ Figures are drawn here and are whole without the script, which only filters, sor
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from editeval.report.series import Change, Series
 from editeval.report.study import Run, relative
 from editeval.report.verdicts import KEEPS, Outcome, Verdict
 from editeval.runner.progress import seconds_text
-from editeval.runner.table import format_number
+from editeval.runner.table import MISSING, format_number
 from editeval.types import counted
 
 HERE = Path(__file__).parent
@@ -202,28 +203,37 @@ def _run_row(run: Run, one: Series | None, content: StudyContent) -> str:
         run.table.value(last, column) if (column := run.edit_column(metric)) is not None else None for metric in ("efficacy", "locality")
     ]
     common = 0 if one is None else max(one.mean, default=0)  # the last rung at which every run of the series was measured
-    kept = format_number(None if one is None or not one.mean else one.mean[common].value) + (f" at {common}" if 0 < common != last else "")
-    marks = ("", "") if one is None or not one.mean else (str(one.last_kept(KEEPS)), str(one.last_kept(0.5)))
+    kept = None if one is None or not one.mean else one.mean[common].value
+    marks = (None, None) if one is None or not one.mean else (one.last_kept(KEEPS), one.last_kept(0.5))
     seconds = [float(edit["seconds"]) for edit in run.edits if edit.get("seconds") is not None]
     norm = next((edit["weight_norm_ratio"] for edit in reversed(run.edits) if edit.get("weight_norm_ratio") is not None), None)
     measuring = sum(value for name, value in run.timings.items() if name.startswith("measuring"))
     page = run.folder / "report" / "report.html"
     link = f'<a href="{escaped(relative(page, content.folder))}">open</a>' if page.exists() else ""
     cells = (
-        *map(format_number, qualities),
-        kept,
-        *marks,
-        format_number(norm),
-        format_number(fmean(seconds) if seconds else None),
-        format_number(published_seconds().get((run.model, run.method))),
-        seconds_text(measuring) if measuring else "–",
-        _bytes(run.journal_bytes),
-        "–" if run.peak_memory_bytes is None else _bytes(run.peak_memory_bytes),
+        _number_cell(run.seed, str(run.seed)),
+        _number_cell(last, str(last)),
+        *(_number_cell(value, format_number(value)) for value in qualities),
+        _number_cell(kept, format_number(kept) + (f" at {common}" if 0 < common != last else "")),
+        *(_number_cell(mark, "" if mark is None else str(mark)) for mark in marks),
+        *(
+            _number_cell(value, format_number(value))
+            for value in (norm, fmean(seconds) if seconds else None, published_seconds().get((run.model, run.method)))
+        ),
+        _number_cell(measuring or None, seconds_text(measuring) if measuring else MISSING),
+        _number_cell(run.journal_bytes, _bytes(run.journal_bytes)),
+        _number_cell(run.peak_memory_bytes, MISSING if run.peak_memory_bytes is None else _bytes(run.peak_memory_bytes)),
     )
     data = _filtered_by(run, content)
     attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
-    shown = "".join(f"<td>{escaped(cell)}</td>" for cell in (data["method"], data["dataset"], run.seed, last, *cells))
-    return f"<tr{attributes}><th scope=row>{escaped(run.model)}</th>{shown}<td>{link}</td></tr>"
+    names = "".join(f"<td>{escaped(data[name])}</td>" for name in ("method", "dataset"))
+    return f"<tr{attributes}><th scope=row>{escaped(run.model)}</th>{names}{''.join(cells)}<td>{link}</td></tr>"
+
+
+def _number_cell(value: float | None, text: str) -> str:
+    """Return a cell that is sorted by its number, whatever unit its text has; by nothing where there is none."""
+    key = "" if value is None or not math.isfinite(value) else repr(value)
+    return f'<td data-sort="{key}">{escaped(text)}</td>'
 
 
 def _filtered_by(run: Run, content: StudyContent) -> Mapping[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from editeval.__main__ import main
+from editeval.files import append_jsonl
 from editeval.report import drawing
 from editeval.report.charts import Curve, Panel, Point, chart_csv
 from editeval.report.drawing import scene
@@ -25,6 +27,7 @@ from editeval.report.series import series_of
 from editeval.report.study import read_study, studies
 from editeval.report.study_build import StudyFiles, write_study
 from editeval.report.study_charts import charts
+from editeval.report.study_page import RUN_HEADS
 from tests.report.browser import CHROMIUM, Page
 from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run
 from tests.report.test_report import PageReader
@@ -261,6 +264,33 @@ def test_a_column_head_sorts_numbers_as_numbers(browser: Page) -> None:
     assert browser.run("document.querySelector('#run-table tbody tr').children[3].textContent") == "0"
     browser.run("[...document.querySelectorAll('.sort')].find(b => b.textContent === 'seed').click()")
     assert browser.run("document.querySelector('#run-table tbody tr').children[3].textContent") == "1"
+
+
+@needs_browser
+def test_sizes_and_durations_sort_by_what_they_are_and_missing_ones_stay_below(folders: list[Path], tmp_path: Path) -> None:
+    sizes = (190_700, 45_700_000, 5)
+    for folder, size in zip(folders, sizes, strict=False):
+        copied = shutil.copytree(folder, tmp_path / folder.name)
+        (copied / "journal" / "segment-000001.journal").write_bytes(b"j" * size)
+    seconds = {0: 59.0, 1: 226.0}
+    for place, folder in enumerate(sorted((path for path in tmp_path.iterdir()), key=lambda path: path.name)):
+        (folder / "timings.jsonl").unlink()
+        if place in seconds:
+            append_jsonl(folder / "timings.jsonl", [{"ended_by": "end", "seconds": {"measuring mmlu": seconds[place]}}])
+    files = write_study(sorted(tmp_path.iterdir()), tmp_path / "out")
+    with Page(tmp_path / "profile") as page:
+        page.open(files.html.as_uri())
+        column = "[...document.querySelectorAll('#run-table tbody tr')].map(row => row.children[{}].textContent)"
+        for name, ascending, descending in (
+            ("journal", ["5 B", "190.7 kB", "45.7 MB"], ["45.7 MB", "190.7 kB", "5 B"]),
+            ("measuring", ["59 s", "3 min 46 s", "–"], ["3 min 46 s", "59 s", "–"]),
+        ):
+            for wanted, said in ((ascending, "ascending"), (descending, "descending")):
+                page.run(f"[...document.querySelectorAll('.sort')].find(b => b.textContent === '{name}').click()")
+                assert page.run(column.format(RUN_HEADS.index(name))) == wanted
+                assert page.run("[...document.querySelectorAll('[aria-sort]')].map(e => e.tagName + e.getAttribute('aria-sort'))") == [
+                    f"TH{said}"
+                ]
 
 
 @needs_browser
