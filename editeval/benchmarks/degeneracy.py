@@ -17,6 +17,7 @@ MAX_CLASSES = 10  # more distinct right answers than this are answers, not class
 NGRAM = 4
 MIN_NGRAMS = 8  # shorter texts are not judged for repetition
 MAX_REPEATED = 0.5  # a text of which more 4-grams than this repeat an earlier one goes in circles (arXiv 2410.18785, "muting effect")
+MIN_CHARACTERS = 20  # a text with no 4-gram of words is judged by its characters from here on: 0.3333333333333333 is an answer
 LENGTH_SLACK = 2  # text read back may be cut into slightly fewer tokens than were written
 
 
@@ -30,8 +31,14 @@ class Answered:
 
 
 def degenerate_reasons(text: str, tokens: Sequence[Hashable]) -> tuple[str, ...]:
-    """Return why a generated text is degenerate: it is `empty`, or `repeats` itself (its 4-grams of tokens)."""
-    reasons = {"empty": not text.strip(), "repeats": repeated_share(tokens) > MAX_REPEATED}
+    """Return why a generated text is degenerate: it is `empty`, or `repeats` itself.
+
+    It repeats itself by its 4-grams of tokens or, where it has too few words for one (`!!!!!!`, which few tokens may write), of
+    characters.
+    """
+    written = text.strip()
+    by_characters = len(written.split()) < NGRAM and len(written) >= MIN_CHARACTERS and repeated_share(written) > MAX_REPEATED
+    reasons = {"empty": not written, "repeats": repeated_share(tokens) > MAX_REPEATED or by_characters}
     return tuple(name for name, holds in reasons.items() if holds)
 
 

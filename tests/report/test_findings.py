@@ -453,6 +453,12 @@ def test_a_model_that_always_gives_one_label_has_the_balanced_score_of_guessing(
         ("no " * 12, True),
         ("no no no no no no no no no no", False),  # too short to judge
         ("Paris", False),
+        ("(" * 300, True),  # one word each: judged by characters
+        ("!" * 24, True),
+        ("的" * 200, True),
+        ("ofof" * 20, True),
+        ("0.3333333333333333", False),
+        ("https://en.wikipedia.org/wiki/Antidisestablishmentarianism", False),
         ("the cat sat on the mat and the cat ran", False),
     ],
 )
