@@ -112,6 +112,7 @@ def _outcomes(records: Sequence[Record], score: Score, *, balanced: bool) -> Out
     plain = np.asarray([value for _, value in found], float)
     values = plain * _label_weights([str(record.get("target")) for record, _ in found]) if balanced else plain
     scored = values if score.metric == BALANCED else plain
+    # A score that is no number is not that of any items.
     return Outcomes(names=names, values=values) if abs(float(scored.mean()) - score.value) <= REPRODUCED else None
 
 

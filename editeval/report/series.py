@@ -186,7 +186,7 @@ class Series:
     @property
     def broken_at(self) -> int | None:
         """The number of edits by which the model broke under every order, so that nothing is left; None: under some it did not."""
-        broken = [run.collapsed_at for run in self.runs]
+        broken = [run.broken_at for run in self.runs]
         return max((step for step in broken if step is not None), default=None) if all(broken) else None
 
     def is_broken(self, rung: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -134,6 +135,13 @@ class Run:
                 found[column.task] = column
         return found.values()
 
+    @property
+    def broken_at(self) -> int | None:
+        """The first number of edits at which the model was beyond measuring: the run ended there, or an ability is no number."""
+        scores = [self.table.cells[cell] for cell in self.table.cells if cell[0] > 0 and cell[1] in self.ability_columns]
+        steps = [score.num_edits for score in scores if not math.isfinite(score.value)]
+        return min([*steps, *([] if self.collapsed_at is None else [self.collapsed_at])], default=None)
+
     def edit_column(self, metric: str) -> Column | None:
         """Return the column of a measure of edit quality: the generated form where there is one, else the most telling other."""
         order = ("generation", "probability", "teacher_forced")
@@ -229,11 +237,12 @@ def _read_items(run: Run, store: ScoreStore, scores: Sequence[Score], known: Stu
 
 
 def _is_ability(table: ScoreTable, column: Column) -> bool:
-    values = [value for rung in table.rungs if (value := table.value(rung, column)) is not None]
+    values = [value for rung in table.rungs if (value := table.value(rung, column)) is not None and math.isfinite(value)]
     return (
         column.metric not in NOT_ABILITY
         and not column.metric.endswith("log_prob")
         and table.any_score(column).higher_is_better
+        and bool(values)
         and all(0 <= value <= 1 for value in values)
     )
 

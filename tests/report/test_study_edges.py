@@ -14,10 +14,13 @@ from typing import Any
 from editeval.report.charts import Curve, Panel, Point
 from editeval.report.drawing import scene
 from editeval.report.scene import Area, Dots
+from editeval.report.series import changes, series_of
+from editeval.report.study import read_study, studies
 from editeval.report.study_build import write_study
 from editeval.report.study_page import RUN_HEADS
 from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run
 
+KNOWN = studies()
 FALLING = (Planted(name="piqa", kept=falls_at(5), n=200),)
 
 
@@ -104,3 +107,25 @@ def test_an_interval_without_bounds_has_empty_ends_in_the_table_of_a_chart(tmp_p
     (after,) = [row for row in rows if row["panel"].startswith("mean") and row["x"] == "10"]
     assert 0 < float(after["y"]) < 1
     assert (after["low"], after["high"]) == ("", "")
+
+
+# -- broken cells ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_score_that_is_no_number_is_a_broken_model_at_its_rung_and_leaves_the_other_rungs_alone(tmp_path: Path) -> None:
+    benchmarks = tuple(Planted(name=name, kept=keeps(1.0), n=300) for name in ("mmlu", "piqa"))
+    folders = [write_run(tmp_path, PlantedRun(seed=seed, benchmarks=benchmarks)) for seed in (0, 1)]
+    for folder in folders:
+        rows = [json.loads(line) for line in (folder / "scores.jsonl").read_text().splitlines()]
+        broken = [
+            row | {"value": None, "non_finite": {"value": "nan"}} if (row["num_edits"], row["benchmark"]) == (100, "mmlu") else row
+            for row in rows
+        ]
+        (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in broken))
+    (one,) = series_of(read_study(folders, KNOWN), KNOWN)
+    assert [column.benchmark for column in one.ability] == ["mmlu", "piqa"]
+    assert {rung for rung in one.rungs if one.retained(rung, one.ability[0]) is not None} == {1, 10}
+    assert {rung for rung in one.rungs if one.retained(rung, one.ability[1]) is not None} == {1, 10, 100}
+    assert set(one.mean) == {1, 10}
+    assert one.first_lost(0.9) == 100
+    assert not any(change.rung == 100 and change.column.benchmark == "mmlu" for change in changes([one]))
