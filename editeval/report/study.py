@@ -100,6 +100,7 @@ class Run:
     degenerate: dict[tuple[int, str], Degenerate] = field(default_factory=dict)
     retention: dict[int, dict[int, float]] = field(default_factory=dict)  # rung -> position -> share of its prompts answered
     changed: list[Answered] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what of it was left out, and why
 
     @property
     def rungs(self) -> tuple[int, ...]:
@@ -221,7 +222,7 @@ def _read_items(run: Run, store: ScoreStore, scores: Sequence[Score], known: Stu
     last = run.rungs[-1]
     for rung, benchmark, key, digest in cells:
         name = (benchmark, key, digest)
-        items = shared.get(name) or Items(store.samples(rung, benchmark, key))
+        items = shared.get(name) or _items_of(run, store, rung, benchmark, key)
         if rung == 0 and items.records:
             shared[name] = base[benchmark] = items  # runs of one model share what was asked of it unedited
         run.degenerate[(rung, benchmark)] = items.degenerate
@@ -234,6 +235,15 @@ def _read_items(run: Run, store: ScoreStore, scores: Sequence[Score], known: Stu
         _keep_retention(run, rung, items.records)
         if rung == last and last > 0 and benchmark in base:
             run.changed += _changed(benchmark, base[benchmark].by_identity, items.records)
+
+
+def _items_of(run: Run, store: ScoreStore, rung: int, benchmark: str, key: str) -> Items:
+    """Return a cell's items: none, and a note, where their file is damaged. Its scores are another file's."""
+    try:
+        return Items(store.samples(rung, benchmark, key))
+    except EditevalError as error:
+        run.notes.append(f"The items of {benchmark} at {counted(rung, 'edit')} are left out: {error}.")
+        return Items(())
 
 
 def _is_ability(table: ScoreTable, column: Column) -> bool:

@@ -194,7 +194,14 @@ def _run_table(content: StudyContent) -> str:
         f"stays above {KEEPS:g} or 0.5) are of all seeds of a series together; ability kept names its number of edits where a seed went "
         "further than the others. A column head sorts."
     )
-    return f'{scrolling(table, "runs")}<p class="note">{escaped(note)}</p>'
+    return f'{scrolling(table, "runs")}<p class="note">{escaped(note)}</p>{_left_out(content)}'
+
+
+def _left_out(content: StudyContent) -> str:
+    """Return what of the runs counts nowhere, and why; nothing where all counts."""
+    notes = [f"{run.folder.name}: {note}" for run in content.runs for note in run.notes]
+    lines = "".join(f"<li>{escaped(note)}</li>" for note in notes)
+    return f'<h3 id="left-out">Left out</h3><ul class="left-out">{lines}</ul>' if notes else ""
 
 
 def _run_row(run: Run, one: Series | None, content: StudyContent) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -104,6 +105,9 @@ class ScoreStore:
         """Return the items behind a cell's numbers; empty where the benchmark gave none or the cell is not there.
 
         Without `benchmark_key`, those of this benchmark's current setting at this rung.
+
+        Raises:
+            EditevalError: their file is damaged.
         """
         if benchmark_key is None:
             content = self._read()
@@ -114,8 +118,11 @@ class ScoreStore:
         path = self._samples_path(num_edits, benchmark, benchmark_key)
         if not path.exists():
             return ()
-        text = gzip.decompress(path.read_bytes()).decode()
-        records = json.loads(f"[{text.strip().replace(chr(10), ',')}]")  # at once: twice as fast as line by line
+        try:
+            text = gzip.decompress(path.read_bytes()).decode()
+            records = json.loads(f"[{text.strip().replace(chr(10), ',')}]")  # at once: twice as fast as line by line
+        except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
+            raise EditevalError(f"{path} is damaged ({error}); bring back a copy, or remove it to go on with the scores alone") from error
         return tuple(restore_floats(records) if "non_finite" in text else records)
 
     @property

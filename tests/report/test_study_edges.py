@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from editeval.report.charts import Curve, Panel, Point
 from editeval.report.drawing import scene
 from editeval.report.scene import Area, Dots
@@ -18,6 +20,8 @@ from editeval.report.series import changes, series_of
 from editeval.report.study import read_study, studies
 from editeval.report.study_build import write_study
 from editeval.report.study_page import RUN_HEADS
+from editeval.runner.results import ScoreStore
+from editeval.types import EditevalError
 from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run
 
 KNOWN = studies()
@@ -129,3 +133,20 @@ def test_a_score_that_is_no_number_is_a_broken_model_at_its_rung_and_leaves_the_
     assert set(one.mean) == {1, 10}
     assert one.first_lost(0.9) == 100
     assert not any(change.rung == 100 and change.column.benchmark == "mmlu" for change in changes([one]))
+
+
+def test_a_damaged_file_of_samples_costs_its_items_alone_and_is_named(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path, PlantedRun(seed=seed, rungs=(1, 10), benchmarks=FALLING)) for seed in (0, 1)]
+    (samples,) = (folders[0] / "samples").glob("10-piqa*")
+    samples.write_bytes(samples.read_bytes()[:40])
+    with pytest.raises(EditevalError, match=re.escape(str(samples))):
+        ScoreStore(folders[0]).samples(10, "piqa")
+    page = page_of(folders, tmp_path / "out")
+    assert page.count("The items of piqa at 10 edits are left out") == 1
+    assert samples.name in page
+    (one,) = series_of(read_study(folders, KNOWN), KNOWN)
+    assert set(one.mean) == {1, 10}  # from the scores
+
+
+def test_where_all_counts_nothing_is_said_to_be_left_out(tmp_path: Path) -> None:
+    assert 'id="left-out"' not in page_of([write_run(tmp_path, PlantedRun(rungs=(1, 10), benchmarks=FALLING))], tmp_path / "out")
