@@ -30,7 +30,7 @@ from editeval.report.statistics import (
     right_or_wrong,
     wilson,
 )
-from editeval.report.study import Run, Studies
+from editeval.report.study import Run, Studies, about_edits
 from editeval.runner.table import NORMAL_95, PROTOCOLS_FIRST, Column
 from editeval.types import content_key
 
@@ -53,7 +53,7 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Series:
-    """Runs of one model, method setting and data set, by seed."""
+    """Runs of one model, method setting and data set, one a seed. `twins` would be a second run of a seed and count nowhere."""
 
     model: str
     method: str  # with what tells it from other settings of the same method
@@ -61,6 +61,7 @@ class Series:
     runs: tuple[Run, ...]
     is_control: bool
     known: Studies
+    twins: tuple[Run, ...] = ()
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -74,10 +75,31 @@ class Series:
 
     @cached_property
     def columns(self) -> tuple[Column, ...]:
-        """Ability and safety columns that every run has at rung 0 and at some rung."""
+        """Ability and safety columns that every run has at rung 0 and at some rung, measured with the same settings."""
         first, *others = (set(run.ability_columns) for run in self.runs)
-        common = first.intersection(*others)
+        common = first.intersection(*others) - set(self.mixed)
         return tuple(column for column in self.runs[0].ability_columns if column in common and (0, column) in self.runs[0].table.cells)
+
+    @cached_property
+    def mixed(self) -> tuple[Column, ...]:
+        """Columns that were measured with other settings (a limit, shots) in one run than in another: no mean is over them."""
+        found = []
+        for column in self.runs[0].ability_columns:
+            keys = {score.benchmark_key for run in self.runs if (score := run.table.cells.get((0, column))) is not None}
+            if len(keys) > 1 and column.benchmark not in about_edits(self.runs[0].table.columns):
+                found.append(column)
+        return tuple(found)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is left out of the series, and why."""
+        whose = f"{self.model}, {self.method}, {self.dataset}"
+        benchmarks = dict.fromkeys(column.benchmark_label for column in self.mixed)
+        kept = {run.seed: run.folder.as_posix() for run in self.runs}
+        return (
+            *(f"{whose}: {name} is left out: it was not measured with the same settings for every seed." for name in benchmarks),
+            *(f"{whose}: {run.folder.as_posix()} is left out: {kept[run.seed]} has the same seed and is counted." for run in self.twins),
+        )
 
     @cached_property
     def ability(self) -> tuple[Column, ...]:
@@ -232,9 +254,11 @@ def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
     labels = method_labels(runs)
     sets = dataset_labels(runs)
     grouped: dict[tuple[str, str, str], dict[int, Run]] = {}
+    twins: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
         name = (run.model, labels[run.folder.as_posix()], sets[run.folder.as_posix()])
-        grouped.setdefault(name, {}).setdefault(run.seed, run)
+        if grouped.setdefault(name, {}).setdefault(run.seed, run) is not run:
+            twins.setdefault(name, []).append(run)
     return tuple(
         Series(
             model=model,
@@ -243,6 +267,7 @@ def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
             runs=tuple(found.values()),
             is_control=next(iter(found.values())).method in known.controls,
             known=known,
+            twins=tuple(twins.get((model, method, dataset), ())),
         )
         for (model, method, dataset), found in grouped.items()
     )
@@ -264,9 +289,7 @@ def _labels(runs: Sequence[Run], group_of: Any, group: str) -> dict[str, str]:
         grouped.setdefault(group_of(run), []).append(run)
     labels = {}
     for mine in grouped.values():
-        flat = [
-            _flat(run.config.get(group, {})) | ({"batch": run.config.get("batch_size", 1)} if group == "method" else {}) for run in mine
-        ]
+        flat = [_flat(run.config.get(group, {})) | (_beside_the_method(run.config) if group == "method" else {}) for run in mine]
         keys = sorted({key for one in flat for key in one if not key.startswith(("_target_", "corpus.", "of.corpus."))})
         differing = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
         for run, one in zip(mine, flat, strict=True):
@@ -276,6 +299,17 @@ def _labels(runs: Sequence[Run], group_of: Any, group: str) -> dict[str, str]:
                 told += f", … {content_key({key: repr(one.get(key)) for key in differing})[:4]}"
             labels[run.folder.as_posix()] = f"{base} ({told})" if told else base
     return labels
+
+
+def _beside_the_method(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what an edit depends on beside the method's settings (which hold what it learns from) and the model's name."""
+    model = config.get("model", {})
+    return {
+        "batch": config.get("batch_size", 1),
+        "dtype": model.get("dtype"),
+        "revision": model.get("revision"),
+        "prompt_format": config.get("prompt_format", "raw"),  # a run of before it was a setting has none
+    }
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, Any]:

@@ -191,7 +191,7 @@ def _no_search_for_cycles() -> Iterator[None]:
 
 def _read_run(folder: Path, known: Studies, shared: dict[tuple[str, str, str], Items]) -> Run | None:
     manifest, edits, store = read_manifest(folder), read_edits(folder), ScoreStore(folder)
-    scores = store.scores(standing_digests(store, manifest, edits))
+    scores, notes = _of_one_setting(store.scores(standing_digests(store, manifest, edits)))
     if not scores:
         return None
     config = manifest.get("config", {})
@@ -210,9 +210,35 @@ def _read_run(folder: Path, known: Studies, shared: dict[tuple[str, str, str], I
         collapsed_at=None if (collapse := read_collapse(folder)) is None else int(collapse["step"]),
         known=known,
         journal_bytes=sum(path.stat().st_size for path in (folder / JOURNAL_FOLDER).glob("*")) if (folder / JOURNAL_FOLDER).is_dir() else 0,
+        notes=notes,
     )
     _read_items(run, store, scores, known, shared)
     return run
+
+
+def _of_one_setting(scores: Sequence[Score]) -> tuple[tuple[Score, ...], list[str]]:
+    """Return the scores of each benchmark that were measured as those of the lowest rung, and in words what is left out.
+
+    A run that is launched again with another limit or number of shots, at some of its rungs, holds cells that no curve may join.
+    """
+    own = about_edits(scores)
+    keys = {score.benchmark: score.benchmark_key for score in sorted(scores, key=lambda score: -score.num_edits)}
+    kept = tuple(score for score in scores if score.benchmark in own or score.benchmark_key == keys[score.benchmark])
+    others: dict[str, set[int]] = {}
+    for score in scores:
+        if score.benchmark not in own and score.benchmark_key != keys[score.benchmark]:
+            others.setdefault(score.benchmark, set()).add(score.num_edits)
+    notes = [
+        f"{benchmark} at {', '.join(map(str, sorted(rungs)))} edits is left out: it was measured with other settings there than before. "
+        "Launch the run again with one setting and all its rungs."
+        for benchmark, rungs in others.items()
+    ]
+    return kept, notes
+
+
+def about_edits(found: Iterable[Score | Column]) -> set[str]:
+    """Return the benchmarks that ask about the edits: other requests at every rung and of every seed, which their keys name."""
+    return {one.benchmark for one in found if one.metric in RAISED_BY_EDITS}
 
 
 def _read_items(run: Run, store: ScoreStore, scores: Sequence[Score], known: Studies, shared: dict[tuple[str, str, str], Items]) -> None:

@@ -200,6 +200,7 @@ def _run_table(content: StudyContent) -> str:
 def _left_out(content: StudyContent) -> str:
     """Return what of the runs counts nowhere, and why; nothing where all counts."""
     notes = [f"{run.folder.name}: {note}" for run in content.runs for note in run.notes]
+    notes += [note for one in content.series for note in one.notes]
     lines = "".join(f"<li>{escaped(note)}</li>" for note in notes)
     return f'<h3 id="left-out">Left out</h3><ul class="left-out">{lines}</ul>' if notes else ""
 

@@ -37,8 +37,14 @@ class Planted:
     base: float = 0.75
     chance: float = 0.25
     n: int = 60
+    shots: int = 0  # a setting: its cells have another key
     generated: bool = False  # scored by what is written: a model that lost an item writes nothing
     beside: Sequence[str] = ()  # further metrics of the same answers, every item's value that of `acc`
+
+    @property
+    def key(self) -> str:
+        """What names its settings, 64 characters."""
+        return f"{self.shots}-{self.n}-{self.name:x<64}"[:64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +152,7 @@ def write_run(root: Path, run: PlantedRun) -> Path:
     for rung in (0, *run.rungs):
         digest = f"{run.name}-{rung}" if rung else weights
         cells = [("edit-quality", f"{run.seed}-{rung:060d}", edit_quality(run, rung)), ("perplexity", "p" * 64, perplexity(run, rung))]
-        cells += [(benchmark.name, f"{benchmark.name:x<64}", harness(run, benchmark, rung)) for benchmark in run.benchmarks]
+        cells += [(benchmark.name, benchmark.key, harness(run, benchmark, rung)) for benchmark in run.benchmarks]
         for name, key, evaluation in cells:
             store.record(evaluation, benchmark=name, benchmark_key=key, num_edits=rung, state_digest=digest, seconds=2.5)
     config = {

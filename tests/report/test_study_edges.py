@@ -7,7 +7,8 @@ import gzip
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from editeval.report.study_build import write_study
 from editeval.report.study_page import RUN_HEADS
 from editeval.runner.results import ScoreStore
 from editeval.types import EditevalError
-from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run
+from tests.report.synthetic import Planted, PlantedRun, falls_at, harness, keeps, write_run
 
 KNOWN = studies()
 FALLING = (Planted(name="piqa", kept=falls_at(5), n=200),)
@@ -150,3 +151,69 @@ def test_a_damaged_file_of_samples_costs_its_items_alone_and_is_named(tmp_path: 
 
 def test_where_all_counts_nothing_is_said_to_be_left_out(tmp_path: Path) -> None:
     assert 'id="left-out"' not in page_of([write_run(tmp_path, PlantedRun(rungs=(1, 10), benchmarks=FALLING))], tmp_path / "out")
+
+
+# -- settings that differ --------------------------------------------------------------------------------------------------
+
+
+def measure_again(folder: Path, run: PlantedRun, rungs: Sequence[int]) -> None:
+    """Measure a run's benchmarks at some rungs once more, as a launch with other settings does."""
+    store = ScoreStore(folder)
+    for rung in rungs:
+        for benchmark in run.benchmarks:
+            digest = f"{run.name}-{rung}" if rung else f"weights-{run.model}"
+            evaluation = harness(run, benchmark, rung)
+            store.record(
+                evaluation, benchmark=benchmark.name, benchmark_key=benchmark.key, num_edits=rung, state_digest=digest, seconds=1.0
+            )
+
+
+def test_a_rung_of_another_setting_than_the_unedited_models_is_left_out_and_said_so(tmp_path: Path) -> None:
+    few, none = ((Planted(name="piqa", kept=keeps(1.0), n=300, base=base, shots=shots),) for base, shots in ((0.6, 5), (0.9, 0)))
+    run = PlantedRun(rungs=(10, 100), benchmarks=few)
+    folder = write_run(tmp_path, run)
+    measure_again(folder, replace(run, benchmarks=none), rungs=(0, 100))
+    (one,) = series_of(read_study([folder], KNOWN), KNOWN)
+    assert {rung: kept.value for rung, kept in one.mean.items()} == {100: 1.0}
+    assert one.first_lost(0.9) is None
+    assert {change.rung for change in changes([one])} == {100}
+    assert set(one.efficacy) == {0, 10, 100}  # what asks about the edits has another key at every rung
+    assert "piqa at 10 edits is left out" in page_of([folder], tmp_path / "out")
+
+
+def test_seeds_that_were_asked_other_items_are_not_averaged(tmp_path: Path) -> None:
+    other = Planted(name="mmlu", kept=keeps(1.0), n=300)
+    runs = [
+        PlantedRun(seed=seed, benchmarks=(Planted(name="piqa", kept=keeps(1.0), n=n, base=base), other))
+        for seed, (n, base) in enumerate([(300, 0.9), (200, 0.6)])
+    ]
+    folders = [write_run(tmp_path, run) for run in runs]
+    (one,) = series_of(read_study(folders, KNOWN), KNOWN)
+    assert [column.benchmark for column in one.ability] == ["mmlu"]
+    assert {change.column.benchmark for change in changes([one])} == {"mmlu"}
+    assert "piqa is left out: it was not measured with the same settings for every seed" in page_of(folders, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "values"),
+    [("model", "dtype", ("float32", "bfloat16")), ("model", "revision", ("main", "step1")), ("", "prompt_format", ("raw", "chat"))],
+)
+def test_runs_of_another_precision_revision_or_prompt_format_are_another_series(
+    group: str, name: str, values: tuple[str, str], tmp_path: Path
+) -> None:
+    folders = [
+        change_config(write_run(tmp_path / value, PlantedRun(seed=seed, benchmarks=FALLING)), group, **{name: value})
+        for seed, value in enumerate(values)
+    ]
+    found = series_of(read_study(folders, KNOWN), KNOWN)
+    assert {one.method for one in found} == {f"rome ({name}={value})" for value in values}
+    alike = series_of(read_study(folders[:1], KNOWN), KNOWN)
+    assert [one.method for one in alike] == ["rome"]
+
+
+def test_a_second_run_of_a_seed_counts_nowhere_and_is_named(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / name, PlantedRun(benchmarks=FALLING)) for name in ("a", "b")]
+    (one,) = series_of(read_study(folders, KNOWN), KNOWN)
+    assert (len(one.runs), len(one.twins)) == (1, 1)
+    page = page_of(folders, tmp_path / "out")
+    assert f"{folders[1].as_posix()} is left out: {folders[0].as_posix()} has the same seed and is counted." in page
