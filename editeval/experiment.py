@@ -22,7 +22,7 @@ from editeval.datasets.selection import known, known_requests, order
 from editeval.edits.journal import EditJournal
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import Benchmark, Callback, ChecksModel, EditDataset, EditMethod, ModelSource, RunState, is_streaming
+from editeval.interfaces import AsksInChat, Benchmark, Callback, ChecksModel, EditDataset, EditMethod, ModelSource, RunState, is_streaming
 from editeval.models.packed import PackedWeights, allowed_bytes
 from editeval.models.prompt_format import CHAT, RAW, check_format, check_template, in_format, wrapper
 from editeval.models.quiet import quiet
@@ -164,6 +164,7 @@ def _execute(experiment: Experiment) -> RunResult:
         seed=experiment.seed,
         rungs=experiment.rungs,
         template=_wrapper(experiment)("{}"),
+        chat_template=_chat_template(experiment),
     )
     names = {group: str(experiment.config[group]["name"]) for group in ("method", "dataset")} | {"model": experiment.source.describe().name}
     run_dir = experiment.runs / "-".join(
@@ -225,6 +226,12 @@ def _wrapper(experiment: Experiment) -> Callable[[str], str]:
     """Return the function from a prompt to what the model reads; the tokenizer is asked for where a format needs it."""
     needed = experiment.source.tokenizer() if experiment.prompt_format == CHAT else None
     return wrapper(experiment.prompt_format, needed, name=experiment.source.describe().name)
+
+
+def _chat_template(experiment: Experiment) -> Any:
+    """Return the tokenizer's chat template (a text, or several by name) where a benchmark asks in it."""
+    asked = any(isinstance(benchmark, AsksInChat) and benchmark.asks_in_chat for benchmark in experiment.benchmarks.values())
+    return experiment.source.tokenizer().chat_template if asked else None
 
 
 def _selected(

@@ -97,6 +97,11 @@ class HarnessBenchmark:
         return False
 
     @property
+    def asks_in_chat(self) -> bool:
+        """Whether prompts are put in the model's chat template."""
+        return self.prompt_format == CHAT
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks, groups and tags that are asked."""
         return (self.task,) if isinstance(self.task, str) else tuple(self.task)
@@ -118,7 +123,7 @@ class HarnessBenchmark:
             "limit": self.limit,
             "num_fewshot": self.num_fewshot,
             "max_new_tokens": self.max_new_tokens,
-            "chat": self.prompt_format == CHAT,
+            "chat": self.asks_in_chat,
             "on_long_context": self.on_long_context,
             "report_subtasks": self.report_subtasks,
             "seed": self.seed,
@@ -168,10 +173,10 @@ class HarnessBenchmark:
             ConfigError: a prompt that is too long under `on_long_context=error`, or a chat template that is missing or refuses it.
             DatasetError: a row of which the task makes no prompt.
         """
-        if self.prompt_format == CHAT:
+        if self.asks_in_chat:
             check_template(model.lm.tokenizer, name=model.lm.description.name)
         engine = harness_model(model)
-        chat = {"apply_chat_template": True, "chat_template": engine.apply_chat_template} if self.prompt_format == CHAT else {}
+        chat = {"apply_chat_template": True, "chat_template": engine.apply_chat_template} if self.asks_in_chat else {}
         loaded, chosen = self._loaded, self._chosen
         with self._guarded(), rows_become_prompts(self.name):
             for name, task in loaded["tasks"].items():
@@ -211,7 +216,7 @@ class HarnessBenchmark:
         return Reading(
             protocol=self.protocol,
             chance=None if self.chance is None else self._chance_of,
-            prompt=str(tokenizer.chat_template) if self.prompt_format == CHAT else RAW,
+            prompt=str(tokenizer.chat_template) if self.asks_in_chat else RAW,
             tokens=lambda text: tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
         )
 
