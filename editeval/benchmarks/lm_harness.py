@@ -25,7 +25,7 @@ from editeval.benchmarks.harness_engine import HarnessRequests
 from editeval.benchmarks.harness_fit import ON_LONG_CONTEXT, check_answers, check_contexts_fit, rows_become_prompts
 from editeval.benchmarks.harness_guard import Replacement, guarded
 from editeval.benchmarks.harness_results import Reading, item_records, measurements, reported
-from editeval.benchmarks.harness_tasks import RunnableTask, TaskRules, build_requests_once, leaves, task_folders
+from editeval.benchmarks.harness_tasks import RunnableTask, TaskRules, build_requests_once, leaves, own_files_hash, task_folders
 from editeval.benchmarks.subset import stratified_subset
 from editeval.files import files_hash, write_jsonl
 from editeval.inference.edited import EditedModel
@@ -107,7 +107,7 @@ class HarnessBenchmark:
         return (self.task,) if isinstance(self.task, str) else tuple(self.task)
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what the numbers depend on beside the model; needs no lm-eval import unless `data_folder` is left open."""
+        """Return what the numbers depend on beside the model; needs no lm-eval import where `data` and `data_folder` are set."""
         early = {"loop_repeats": self.loop_repeats, "answer_pattern": self.answer_pattern}
         return {
             "benchmark": "lm-eval",
@@ -266,9 +266,13 @@ class HarnessBenchmark:
         )
 
     def _data_hash(self) -> Any:
-        """Return what tells the rows apart: hashes of the local files, or the word that they are the hub's."""
+        """Return what tells the rows apart: hashes of the local files, or the word that they are the hub's.
+
+        Without `data`, a task may still name files of its own.
+        """
         if self.data is None:
-            return "hub"
+            own = [own_files_hash({**config, **self.task_changes}) for _, config in self._configs(self._task_manager())]
+            return own if any(own) else "hub"
         if self.data_folder is not None:
             return self._rules.local_data({}).content_hash
         with self._guarded():
@@ -301,12 +305,16 @@ class HarnessBenchmark:
 
     def _runnable(self, manager: Any) -> Iterator[tuple[RunnableTask, Mapping[str, Any]]]:
         """Yield every asked task as it is run, and its config as the harness has it."""
+        for name, config in self._configs(manager):
+            yield self._rules.runnable(name, config), config
+
+    def _configs(self, manager: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield every asked task's name, and its config as the harness has it."""
         from lm_eval.tasks._yaml_loader import load_yaml
 
         for name in leaves(manager.task_index, self.tasks):
             entry = manager.task_index[name]
-            config: Mapping[str, Any] = entry.cfg if entry.yaml_path is None else load_yaml(entry.yaml_path)
-            yield self._rules.runnable(name, config), config
+            yield name, entry.cfg if entry.yaml_path is None else load_yaml(entry.yaml_path)
 
     @cached_property
     def _loaded(self) -> Mapping[str, Any]:

@@ -194,6 +194,22 @@ def test_settings_change_with_data_tasks_and_limit_and_need_no_harness(harness: 
     assert harness("choose").settings() == harness("choose").settings()
 
 
+@pytest.mark.parametrize("source", ["data_files: {{test: {file}}}", "data_files: '{folder}/*.jsonl'", "data_dir: {folder}"])
+def test_without_data_the_files_that_a_task_names_itself_are_part_of_the_settings(
+    harness: Make, task_folder: Path, tmp_path: Path, source: str
+) -> None:
+    file = tmp_path / "own" / "test.jsonl"
+    own = source.format(file=file, folder=file.parent)
+    (task_folder / "own.yaml").write_text(
+        f"include: choose.yaml\ntask: own\ndataset_path: json\ndataset_kwargs: {{{own}}}\nnum_fewshot: 0\n", encoding="utf-8"
+    )
+    write_rows(file, [question_row(0)])
+    before = harness("own", data=None, data_folder=None).settings()
+    write_rows(file, [question_row(1)])
+    assert harness("own", data=None, data_folder=None).settings()["data"] != before["data"]
+    assert harness("choose", data=None, data_folder=None).settings()["data"] == "hub"
+
+
 def test_benchmark_fulfils_the_interface(harness: Make) -> None:
     assert isinstance(harness("choose"), Benchmark)
 
