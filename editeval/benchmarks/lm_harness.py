@@ -22,7 +22,7 @@ from typing import Any
 
 from editeval.benchmarks.estimates import bootstrap_stderr
 from editeval.benchmarks.harness_engine import HarnessRequests
-from editeval.benchmarks.harness_fit import ON_LONG_CONTEXT, check_answers, check_contexts_fit, rows_become_prompts
+from editeval.benchmarks.harness_fit import ON_LONG_CONTEXT, check_answers, check_contexts_fit, check_no_nulls, rows_become_prompts
 from editeval.benchmarks.harness_guard import Replacement, guarded
 from editeval.benchmarks.harness_results import Reading, item_records, measurements, reported
 from editeval.benchmarks.harness_tasks import RunnableTask, TaskRules, build_requests_once, leaves, own_files_hash, task_folders
@@ -136,15 +136,19 @@ class HarnessBenchmark:
 
         Raises:
             ConfigError: an unknown task or folder.
-            DatasetError: a missing split or a damaged file; or, without `data`, a data set that the hub does not give.
+            DatasetError: a missing split, a damaged file or a row that lacks what the task asks of it; or, without `data`, a data set
+                that the hub does not give.
         """
         if self.data is None:
             _ = self._loaded  # the only proof that the hub can be reached is to fetch
             return
+        from lm_eval.utils import env
+
         with self._guarded():
             for task, config in self._runnable(self._task_manager()):
                 for path in task.files.values():
-                    self._rules.local_data(config).rows(path)
+                    rows = self._rules.local_data(config).numbered_rows(path)
+                    check_no_nulls(task.config, rows, task=task.name, file=path, env=env)
 
     def fetch(self, folder: Path) -> tuple[Path, ...]:
         """Copy the rows that the tasks need from the hub to where `data=folder` finds them; return the files.

@@ -280,6 +280,31 @@ def test_an_answer_that_is_no_choice_is_told_of_before_the_first_pass(
         harness("choose", num_fewshot=0).check_model(tiny("gpt2"))
 
 
+@pytest.mark.parametrize(
+    ("task", "row", "field"),
+    [
+        ("choose", {"question": None}, "doc_to_text"),
+        ("write", {"question": None}, "doc_to_text"),
+        ("choose", {"choices": ["a", None]}, "doc_to_choice"),
+        ("write", {"choices": [None, "b"], "answer": 0}, "doc_to_target"),
+        ("choose", {"answer": None}, "doc_to_target"),
+    ],
+)
+def test_a_null_that_would_be_asked_as_none_is_named_with_its_line(
+    harness: Make, data_root: Path, task: str, row: dict[str, Any], field: str
+) -> None:
+    write_rows(data_root / "cities" / "test.jsonl", [question_row(0), question_row(1) | row])
+    with pytest.raises(DatasetError, match=rf"test\.jsonl, line 2: {field} of task {task} is made of a field that is null there"):
+        harness(task, num_fewshot=0).check()
+
+
+def test_a_null_that_no_prompt_is_made_of_is_nothing_to_refuse(harness: Make, data_root: Path) -> None:
+    rows = [question_row(0) | {"hint": None, "more": [None]}, question_row(1) | {"hint": "a", "more": []}]
+    write_rows(data_root / "cities" / "test.jsonl", rows)
+    harness("choose", num_fewshot=0).check()
+    harness("write", num_fewshot=0, task_changes={"doc_to_text": "{{hint or question}}"}).check()
+
+
 def test_answers_are_looked_at_once_for_all_rungs(harness: Make, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     looked_at: list[object] = []
     monkeypatch.setattr("editeval.benchmarks.lm_harness.check_answers", lambda task, _: looked_at.append(task))
