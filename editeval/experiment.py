@@ -255,7 +255,8 @@ def _selected(
 
         return [request.request_id for request in known_requests(rows, says)]
 
-    key = content_key({"model": fingerprint, "rows": sorted(request.source_hash for request in rows)})
+    # With their ids, which are what is stored: the same rows have others under another data set's name.
+    key = content_key({"model": fingerprint, "facts": sorted([request.request_id, request.source_hash] for request in rows)})
     kept = known(rows, experiment.cache.json("known", key, ask))
     progress.message(f"{name}: the unedited model completes {len(kept)} of {len(rows)} facts correctly; these are edited")
     _require_rows(name, len(kept), needed, "facts that the model knows (dataset.known_only=false edits the others too)")

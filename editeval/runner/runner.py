@@ -233,7 +233,8 @@ class Runner:
         content: dict[str, Any] = {"class": type(benchmark).__qualname__, "settings": self._settings[name]}
         if benchmark.depends_on_requests:
             context = self._context(rung)
-            content["requests"] = [request.source_hash or content_key(request) for request in context.edited or context.planned]
+            asked = context.edited or context.planned
+            content["requests"] = [[request.request_id, request.source_hash or content_key(request)] for request in asked]
         if isinstance(benchmark, AsksInChat) and benchmark.asks_in_chat:
             content["chat_template"] = self.trajectory.chat_template
         return content_key(content)
