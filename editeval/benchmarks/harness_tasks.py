@@ -161,15 +161,18 @@ def leaves(index: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
 
 
 def build_requests_once(task: Any) -> None:
-    """Make a task render its prompts at the first evaluation only; later ones start from the same requests, unanswered."""
-    build = task.build_all_requests
-    built = False
+    """Make a task render its prompts once, and again where they are `asked_in` other words; else the same requests stand, unanswered.
 
-    def reuse(**arguments: Any) -> None:
-        nonlocal built
-        if not built:
+    A call that does not say what they are asked in, such as the harness's own, takes them as they are.
+    """
+    build = task.build_all_requests
+    built_in: object = None
+
+    def reuse(*, asked_in: object = None, **arguments: Any) -> None:
+        nonlocal built_in
+        if built_in is None or asked_in not in (None, built_in):
             build(**arguments)
-            built = True
+            built_in = asked_in
         for instance in task.instances:
             instance.resps = []
             instance.filtered_resps = {}

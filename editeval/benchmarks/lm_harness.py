@@ -171,7 +171,7 @@ class HarnessBenchmark:
         return tuple(files)
 
     def check_model(self, model: EditedModel) -> None:
-        """Render every prompt, once for all rungs, and see that this model can read it.
+        """Render every prompt, once for all rungs and models that read the same, and see that this model can read it.
 
         Raises:
             ConfigError: a prompt that is too long under `on_long_context=error`, or a chat template that is missing or refuses it.
@@ -181,14 +181,16 @@ class HarnessBenchmark:
             check_template(model.lm.tokenizer, name=model.lm.description.name)
         engine = harness_model(model)
         chat = {"apply_chat_template": True, "chat_template": engine.apply_chat_template} if self.asks_in_chat else {}
+        # A template may write the tokenizer's own tokens, so that its text alone does not tell.
+        asked_in = (model.lm.fingerprint, str(model.lm.tokenizer.chat_template)) if self.asks_in_chat else (RAW,)
         loaded, chosen = self._loaded, self._chosen
         with self._guarded(), rows_become_prompts(self.name):
             for name, task in loaded["tasks"].items():
-                task.build_all_requests(samples=None if chosen is None else chosen[name], **chat)
+                task.build_all_requests(asked_in=asked_in, samples=None if chosen is None else chosen[name], **chat)
             if not self._readable_by:  # answers are the same for every model, and are looked at once
                 for name, task in loaded["tasks"].items():
                     check_answers(task, None if chosen is None else chosen[name])
-        readable_by = (model.lm.fingerprint, model.lm.description.max_positions)
+        readable_by = (model.lm.fingerprint, model.lm.description.max_positions, asked_in)
         if self.on_long_context == "error" and readable_by not in self._readable_by:
             requests = [request for task in loaded["tasks"].values() for request in task.instances]
             check_contexts_fit(model, requests, benchmark=self.name)
@@ -342,8 +344,8 @@ class HarnessBenchmark:
         return loaded
 
     @cached_property
-    def _readable_by(self) -> set[tuple[str, int]]:
-        """The models, and their positions, that the prompts were checked for: room, where it is asked for."""
+    def _readable_by(self) -> set[tuple[str, int, tuple[str, ...]]]:
+        """The models, their positions and what they were asked in, that the prompts were checked for: room, where it is asked for."""
         return set()
 
     @cached_property

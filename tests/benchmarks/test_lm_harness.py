@@ -129,6 +129,16 @@ def test_second_rung_renders_no_prompt_again(harness: Make, tiny: Tiny, tmp_path
     assert benchmark.evaluate(model, context_of(tmp_path)) == first
 
 
+def test_each_model_is_asked_in_its_own_chat_template(harness: Make, tiny: Tiny, tmp_path: Path) -> None:
+    benchmark = harness("choose", num_fewshot=0, prompt_format="chat")
+    models = {"<": tiny("gpt2"), "[": tiny("llama")}
+    for start, model in models.items():
+        model.lm.tokenizer.chat_template = "{% for turn in messages %}" + start + "{{ turn.content }}{% endfor %}"
+    for start in ("<", "[", "<"):
+        benchmark.evaluate(models[start], context_of(tmp_path))
+        assert {request.args[0][0] for request in benchmark._loaded["tasks"]["choose"].instances} == {start}
+
+
 def test_progress_and_harness_write_nothing(harness: Make, tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     harness("choose", "write", "read").evaluate(tiny("gpt2"), context_of(tmp_path))
     assert capfd.readouterr() == ("", "")
