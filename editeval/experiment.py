@@ -49,7 +49,10 @@ class RunResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Every object of a run, checked, with no weights loaded yet."""
+    """Every object of a run, checked, with no weights loaded yet.
+
+    `left_out` are the benchmarks that the config names and that ask about facts, in a run that edits none.
+    """
 
     source: ModelSource
     method: EditMethod
@@ -65,6 +68,7 @@ class Experiment:
     runs: Path
     cache: Cache
     config: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
 
 
 def run(config: DictConfig, *observers: Callback) -> RunResult:
@@ -85,6 +89,8 @@ def assemble(config: DictConfig) -> Experiment:
         DatasetError: a file or row is wrong.
     """
     resolved = resolve(config)
+    if resolved["num_edits"] == []:
+        raise ConfigError("num_edits=[] names no number of edits; set num_edits=0 to measure the unedited model alone")
     experiment = Experiment(
         source=build(config.model, "model", ModelSource),
         method=build(config.method, "method", EditMethod),
@@ -105,6 +111,7 @@ def assemble(config: DictConfig) -> Experiment:
     )
     if not experiment.benchmarks:
         raise ConfigError("benchmark is empty, so nothing would be measured; choose some, such as benchmark=[edit-quality,quick]")
+    experiment = _without_facts(experiment)
     experiment.method.check(experiment.source.describe())
     most = experiment.method.max_batch_size
     if most is not None and experiment.batch_size > most:
@@ -125,6 +132,25 @@ def assemble(config: DictConfig) -> Experiment:
     for benchmark in experiment.benchmarks.values():
         benchmark.check()
     return experiment
+
+
+def _without_facts(experiment: Experiment) -> Experiment:
+    """Return the experiment without what asks about facts where none is edited, in its config too: what is wanted of the run is the rest.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
+    left_out = tuple(name for name, benchmark in experiment.benchmarks.items() if benchmark.depends_on_requests)
+    if experiment.rungs[-1] > 0 or not left_out:
+        return experiment
+    kept = {name: benchmark for name, benchmark in experiment.benchmarks.items() if name not in left_out}
+    if not kept:
+        raise ConfigError(
+            f"num_edits=0 edits no fact, and {', '.join(left_out)} asks about nothing else; "
+            "raise num_edits, or add a benchmark such as benchmark=[quick]"
+        )
+    nodes = {name: node for name, node in experiment.config["benchmark"].items() if name in kept}
+    return dataclasses.replace(experiment, benchmarks=kept, config={**experiment.config, "benchmark": nodes}, left_out=left_out)
 
 
 def execute(experiment: Experiment) -> RunResult:
@@ -153,6 +179,8 @@ def prepare(config: DictConfig) -> None:
 
 def _execute(experiment: Experiment) -> RunResult:
     progress = _progress(experiment)
+    if experiment.left_out:
+        progress.message(f"{', '.join(experiment.left_out)}: left out, for num_edits=0 edits no fact to ask about")
     load_model = remember(lambda: _load(experiment))
     fingerprint = experiment.source.fingerprint()
     requests = select(experiment, fingerprint, load_model, progress)
