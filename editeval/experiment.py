@@ -22,7 +22,7 @@ from editeval.datasets.selection import known, known_requests, order
 from editeval.edits.journal import EditJournal
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import Benchmark, Callback, ChecksModel, EditDataset, EditMethod, ModelSource, RunState, is_streaming
+from editeval.interfaces import AsksInChat, Benchmark, Callback, ChecksModel, EditDataset, EditMethod, ModelSource, RunState, is_streaming
 from editeval.models.packed import PackedWeights, allowed_bytes
 from editeval.models.prompt_format import CHAT, RAW, check_format, check_template, in_format, wrapper
 from editeval.models.quiet import quiet
@@ -49,7 +49,10 @@ class RunResult:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """Every object of a run, checked, with no weights loaded yet."""
+    """Every object of a run, checked, with no weights loaded yet.
+
+    `left_out` are the benchmarks that the config names and that ask about facts, in a run that edits none.
+    """
 
     source: ModelSource
     method: EditMethod
@@ -65,6 +68,7 @@ class Experiment:
     runs: Path
     cache: Cache
     config: Mapping[str, Any]
+    left_out: tuple[str, ...] = ()
 
 
 def run(config: DictConfig, *observers: Callback) -> RunResult:
@@ -85,6 +89,8 @@ def assemble(config: DictConfig) -> Experiment:
         DatasetError: a file or row is wrong.
     """
     resolved = resolve(config)
+    if resolved["num_edits"] == []:
+        raise ConfigError("num_edits=[] names no number of edits; set num_edits=0 to measure the unedited model alone")
     experiment = Experiment(
         source=build(config.model, "model", ModelSource),
         method=build(config.method, "method", EditMethod),
@@ -105,6 +111,7 @@ def assemble(config: DictConfig) -> Experiment:
     )
     if not experiment.benchmarks:
         raise ConfigError("benchmark is empty, so nothing would be measured; choose some, such as benchmark=[edit-quality,quick]")
+    experiment = _without_facts(experiment)
     experiment.method.check(experiment.source.describe())
     most = experiment.method.max_batch_size
     if most is not None and experiment.batch_size > most:
@@ -125,6 +132,25 @@ def assemble(config: DictConfig) -> Experiment:
     for benchmark in experiment.benchmarks.values():
         benchmark.check()
     return experiment
+
+
+def _without_facts(experiment: Experiment) -> Experiment:
+    """Return the experiment without what asks about facts where none is edited, in its config too: what is wanted of the run is the rest.
+
+    Raises:
+        ConfigError: nothing is left.
+    """
+    left_out = tuple(name for name, benchmark in experiment.benchmarks.items() if benchmark.depends_on_requests)
+    if experiment.rungs[-1] > 0 or not left_out:
+        return experiment
+    kept = {name: benchmark for name, benchmark in experiment.benchmarks.items() if name not in left_out}
+    if not kept:
+        raise ConfigError(
+            f"num_edits=0 edits no fact, and {', '.join(left_out)} asks about nothing else; "
+            "raise num_edits, or add a benchmark such as benchmark=[quick]"
+        )
+    nodes = {name: node for name, node in experiment.config["benchmark"].items() if name in kept}
+    return dataclasses.replace(experiment, benchmarks=kept, config={**experiment.config, "benchmark": nodes}, left_out=left_out)
 
 
 def execute(experiment: Experiment) -> RunResult:
@@ -153,6 +179,8 @@ def prepare(config: DictConfig) -> None:
 
 def _execute(experiment: Experiment) -> RunResult:
     progress = _progress(experiment)
+    if experiment.left_out:
+        progress.message(f"{', '.join(experiment.left_out)}: left out, for num_edits=0 edits no fact to ask about")
     load_model = remember(lambda: _load(experiment))
     fingerprint = experiment.source.fingerprint()
     requests = select(experiment, fingerprint, load_model, progress)
@@ -164,6 +192,7 @@ def _execute(experiment: Experiment) -> RunResult:
         seed=experiment.seed,
         rungs=experiment.rungs,
         template=_wrapper(experiment)("{}"),
+        chat_template=_chat_template(experiment),
     )
     names = {group: str(experiment.config[group]["name"]) for group in ("method", "dataset")} | {"model": experiment.source.describe().name}
     run_dir = experiment.runs / "-".join(
@@ -227,6 +256,12 @@ def _wrapper(experiment: Experiment) -> Callable[[str], str]:
     return wrapper(experiment.prompt_format, needed, name=experiment.source.describe().name)
 
 
+def _chat_template(experiment: Experiment) -> Any:
+    """Return the tokenizer's chat template (a text, or several by name) where a benchmark asks in it."""
+    asked = any(isinstance(benchmark, AsksInChat) and benchmark.asks_in_chat for benchmark in experiment.benchmarks.values())
+    return experiment.source.tokenizer().chat_template if asked else None
+
+
 def _selected(
     experiment: Experiment, fingerprint: str, load_model: Callable[[], EditedModel], progress: Progress
 ) -> tuple[EditRequest, ...]:
@@ -248,7 +283,8 @@ def _selected(
 
         return [request.request_id for request in known_requests(rows, says)]
 
-    key = content_key({"model": fingerprint, "rows": sorted(request.source_hash for request in rows)})
+    # With their ids, which are what is stored: the same rows have others under another data set's name.
+    key = content_key({"model": fingerprint, "facts": sorted([request.request_id, request.source_hash] for request in rows)})
     kept = known(rows, experiment.cache.json("known", key, ask))
     progress.message(f"{name}: the unedited model completes {len(kept)} of {len(rows)} facts correctly; these are edited")
     _require_rows(name, len(kept), needed, "facts that the model knows (dataset.known_only=false edits the others too)")

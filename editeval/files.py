@@ -83,7 +83,7 @@ def append_jsonl(path: Path, rows: list[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Return the rows of a file that `append_jsonl` wrote, and how many torn lines were left out."""
+    """Return the rows of a file that `append_jsonl` wrote, and how many torn lines, and lines that hold no object, were left out."""
     if not path.exists():
         return [], 0
     rows: list[dict[str, Any]] = []
@@ -94,9 +94,11 @@ def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
         try:
             row = json.loads(line)
         except ValueError:
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        else:
             torn += 1
-            continue
-        rows.append(row)
     return rows, torn
 
 

@@ -256,6 +256,19 @@ class ChecksModel(Protocol):
 
 
 @runtime_checkable
+class AsksInChat(Protocol):
+    """A benchmark that says whether its questions are put in the model's chat template; optional: else it does not.
+
+    Prompts of facts need no such word: they are in their format before a benchmark sees them.
+    """
+
+    @property
+    def asks_in_chat(self) -> bool:
+        """Whether the numbers depend on the tokenizer's chat template, which the model's fingerprint leaves out."""
+        ...
+
+
+@runtime_checkable
 class Fetches(Protocol):
     """Something of a run that may come over the network, and can be copied to where it is found without one."""
 

@@ -57,3 +57,22 @@ def test_a_benchmark_that_the_model_cannot_read_is_refused_before_the_model_is_a
 def test_a_setting_without_a_value_is_named_on_one_line(compose_config: Compose) -> None:
     with pytest.raises(ConfigError, match=r"^benchmark\.harness\.task has no value yet; set benchmark\.harness\.task=\.\.\.$"):
         assemble(compose_config(*TINY, "benchmark=harness"))
+
+
+def test_a_run_without_edits_leaves_out_what_asks_about_facts_and_says_so(compose_config: Compose) -> None:
+    experiment = assemble(compose_config(*TINY, "num_edits=0", "dataset=facts", "benchmark=[edit-quality,perplexity]"))
+    assert list(experiment.benchmarks) == list(experiment.config["benchmark"]) == ["perplexity"]
+    assert experiment.left_out == ("edit-quality",)
+    with pytest.raises(ConfigError, match=r"^num_edits=0 edits no fact, and edit-quality asks about nothing else; raise num_edits, or add"):
+        assemble(compose_config(*TINY, "num_edits=0", "dataset=facts", "benchmark=edit-quality"))
+    with pytest.raises(ConfigError, match=r"^num_edits=\[\] names no number of edits; set num_edits=0 to measure"):
+        assemble(compose_config(*TINY, "num_edits=[]", "dataset=facts", "benchmark=edit-quality"))
+
+
+@pytest.mark.parametrize("limit", ["0", "-3", "many", "true", "1.5"])
+def test_a_limit_that_is_no_count_is_one_sentence_before_the_model_is_loaded(compose_config: Compose, limit: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^benchmark\.piqa\.limit='?{limit.capitalize() if limit == 'true' else limit}'? must be [^\n]*$"
+    ) as raised:
+        assemble(compose_config(*TINY, "dataset=facts", "benchmark=piqa", f"benchmark.piqa.limit={limit}"))
+    assert "null" in str(raised.value)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import Environment, TemplateError
 
 from editeval.benchmarks.harness_engine import generation_settings
 from editeval.inference.edited import EditedModel
@@ -67,6 +68,35 @@ def rows_become_prompts(benchmark: str) -> Iterator[None]:
         ) from error
 
 
+def check_no_nulls(config: Mapping[str, Any], rows: Mapping[int, Mapping[str, Any]], *, task: str, file: Path, env: Environment) -> None:
+    """Look at rows (by line) that hold a null: where the task's prompt, choices or answer would be made of it, it would read "None".
+
+    `env` is what the harness renders with. A task that makes its rows in Python is left alone: what it makes of a null is not known here.
+
+    Raises:
+        DatasetError: such a row.
+    """
+    if config.get("process_docs") is not None:
+        return
+    strict = env.overlay(finalize=_no_null)
+    used = [(name, config[name]) for name in ("doc_to_text", "doc_to_choice", "doc_to_target") if isinstance(config.get(name), str)]
+    for number, row in rows.items():
+        if not _holds_null(row):
+            continue
+        for name, template in used:
+            try:
+                if template in row:
+                    _no_null(row[template])
+                else:
+                    strict.from_string(template).render(**row)
+            except _NullError as error:
+                raise DatasetError(
+                    f"{file}, line {number}: {name} of task {task} is made of a field that is null there; fill it, or leave the row out"
+                ) from error
+            except (TemplateError, LookupError, TypeError, ValueError):
+                continue  # told of with the prompts
+
+
 def check_answers(task: Any, chosen: Sequence[int] | None) -> None:
     """Look at the right answer of each item of a multiple-choice task: the harness reads it only after the item was asked.
 
@@ -83,3 +113,21 @@ def check_answers(task: Any, chosen: Sequence[int] | None) -> None:
         for part in answer if isinstance(answer, list) else [answer]:
             if part not in choices and not (isinstance(part, int) and 0 <= part < len(choices)):
                 raise ValueError(f"item {number + 1} has the answer {answer!r}, which is none of its {len(choices)} choices")
+
+
+class _NullError(Exception):
+    """A null where a text belongs."""
+
+
+def _no_null(value: Any) -> Any:
+    """Return a value; raises _NullError for a null, and for a list with one."""
+    if value is None or (isinstance(value, (list, tuple)) and None in value):
+        raise _NullError
+    return value
+
+
+def _holds_null(value: Any) -> bool:
+    """Return whether a null is anywhere in a row."""
+    if isinstance(value, Mapping):
+        return any(map(_holds_null, value.values()))
+    return any(map(_holds_null, value)) if isinstance(value, list) else value is None

@@ -13,7 +13,8 @@ from typing import Any
 
 from editeval.benchmarks.harness_engine import LENGTH_BOUNDS
 from editeval.benchmarks.local_data import SUFFIX, LocalData
-from editeval.types import ConfigError, DatasetError
+from editeval.files import file_sha256
+from editeval.types import ConfigError, DatasetError, content_key
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 OUR_TASKS = Path(__file__).parent / "tasks"
@@ -133,6 +134,20 @@ def task_folders(benchmark: str, *, task_folder: str | None, stock_folder: str |
     return folders
 
 
+def own_files_hash(config: Mapping[str, Any]) -> str | None:
+    """Return the hash of the local files that a task's `dataset_kwargs` name (paths, patterns, a folder); None where it names none."""
+    source = config.get("dataset_kwargs") or {}
+    folder = source.get("data_dir")
+    named = [Path(text) for text in _texts(source.get("data_files")) if text]
+    paths = [
+        path for name in named for path in ([name] if name.is_file() else sorted(Path(name.anchor).glob(str(name)[len(name.anchor) :])))
+    ]
+    if folder and Path(folder).is_dir():  # whole: files may be named as they are called inside it
+        paths += sorted(Path(folder).rglob("*"))
+    found = [file_sha256(path) for path in dict.fromkeys(paths) if path.is_file()]
+    return content_key(found) if found else None
+
+
 def leaves(index: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
     """Yield the tasks below these names of tasks, groups and tags."""
     for name in names:
@@ -146,20 +161,34 @@ def leaves(index: Mapping[str, Any], names: Iterable[str]) -> Iterator[str]:
 
 
 def build_requests_once(task: Any) -> None:
-    """Make a task render its prompts at the first evaluation only; later ones start from the same requests, unanswered."""
-    build = task.build_all_requests
-    built = False
+    """Make a task render its prompts once, and again where they are `asked_in` other words; else the same requests stand, unanswered.
 
-    def reuse(**arguments: Any) -> None:
-        nonlocal built
-        if not built:
+    A call that does not say what they are asked in, such as the harness's own, takes them as they are.
+    """
+    build = task.build_all_requests
+    built_in: object = None
+
+    def reuse(*, asked_in: object = None, **arguments: Any) -> None:
+        nonlocal built_in
+        if built_in is None or asked_in not in (None, built_in):
             build(**arguments)
-            built = True
+            built_in = asked_in
         for instance in task.instances:
             instance.resps = []
             instance.filtered_resps = {}
 
     task.build_all_requests = reuse
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the texts in a text, or in lists and mappings of them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from _texts(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
 
 
 def _stock_tasks() -> Path:

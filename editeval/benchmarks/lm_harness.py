@@ -22,10 +22,10 @@ from typing import Any
 
 from editeval.benchmarks.estimates import bootstrap_stderr
 from editeval.benchmarks.harness_engine import HarnessRequests
-from editeval.benchmarks.harness_fit import ON_LONG_CONTEXT, check_answers, check_contexts_fit, rows_become_prompts
+from editeval.benchmarks.harness_fit import ON_LONG_CONTEXT, check_answers, check_contexts_fit, check_no_nulls, rows_become_prompts
 from editeval.benchmarks.harness_guard import Replacement, guarded
 from editeval.benchmarks.harness_results import Reading, item_records, measurements, reported
-from editeval.benchmarks.harness_tasks import RunnableTask, TaskRules, build_requests_once, leaves, task_folders
+from editeval.benchmarks.harness_tasks import RunnableTask, TaskRules, build_requests_once, leaves, own_files_hash, task_folders
 from editeval.benchmarks.subset import stratified_subset
 from editeval.files import files_hash, write_jsonl
 from editeval.inference.edited import EditedModel
@@ -97,12 +97,17 @@ class HarnessBenchmark:
         return False
 
     @property
+    def asks_in_chat(self) -> bool:
+        """Whether prompts are put in the model's chat template."""
+        return self.prompt_format == CHAT
+
+    @property
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks, groups and tags that are asked."""
         return (self.task,) if isinstance(self.task, str) else tuple(self.task)
 
     def settings(self) -> Mapping[str, Any]:
-        """Return what the numbers depend on beside the model; needs no lm-eval import unless `data_folder` is left open."""
+        """Return what the numbers depend on beside the model; needs no lm-eval import where `data` and `data_folder` are set."""
         early = {"loop_repeats": self.loop_repeats, "answer_pattern": self.answer_pattern}
         return {
             "benchmark": "lm-eval",
@@ -118,7 +123,7 @@ class HarnessBenchmark:
             "limit": self.limit,
             "num_fewshot": self.num_fewshot,
             "max_new_tokens": self.max_new_tokens,
-            "chat": self.prompt_format == CHAT,
+            "chat": self.asks_in_chat,
             "on_long_context": self.on_long_context,
             "report_subtasks": self.report_subtasks,
             "seed": self.seed,
@@ -131,15 +136,19 @@ class HarnessBenchmark:
 
         Raises:
             ConfigError: an unknown task or folder.
-            DatasetError: a missing split or a damaged file; or, without `data`, a data set that the hub does not give.
+            DatasetError: a missing split, a damaged file or a row that lacks what the task asks of it; or, without `data`, a data set
+                that the hub does not give.
         """
         if self.data is None:
             _ = self._loaded  # the only proof that the hub can be reached is to fetch
             return
+        from lm_eval.utils import env
+
         with self._guarded():
             for task, config in self._runnable(self._task_manager()):
                 for path in task.files.values():
-                    self._rules.local_data(config).rows(path)
+                    rows = self._rules.local_data(config).numbered_rows(path)
+                    check_no_nulls(task.config, rows, task=task.name, file=path, env=env)
 
     def fetch(self, folder: Path) -> tuple[Path, ...]:
         """Copy the rows that the tasks need from the hub to where `data=folder` finds them; return the files.
@@ -162,24 +171,26 @@ class HarnessBenchmark:
         return tuple(files)
 
     def check_model(self, model: EditedModel) -> None:
-        """Render every prompt, once for all rungs, and see that this model can read it.
+        """Render every prompt, once for all rungs and models that read the same, and see that this model can read it.
 
         Raises:
             ConfigError: a prompt that is too long under `on_long_context=error`, or a chat template that is missing or refuses it.
             DatasetError: a row of which the task makes no prompt.
         """
-        if self.prompt_format == CHAT:
+        if self.asks_in_chat:
             check_template(model.lm.tokenizer, name=model.lm.description.name)
         engine = harness_model(model)
-        chat = {"apply_chat_template": True, "chat_template": engine.apply_chat_template} if self.prompt_format == CHAT else {}
+        chat = {"apply_chat_template": True, "chat_template": engine.apply_chat_template} if self.asks_in_chat else {}
+        # A template may write the tokenizer's own tokens, so that its text alone does not tell.
+        asked_in = (model.lm.fingerprint, str(model.lm.tokenizer.chat_template)) if self.asks_in_chat else (RAW,)
         loaded, chosen = self._loaded, self._chosen
         with self._guarded(), rows_become_prompts(self.name):
             for name, task in loaded["tasks"].items():
-                task.build_all_requests(samples=None if chosen is None else chosen[name], **chat)
+                task.build_all_requests(asked_in=asked_in, samples=None if chosen is None else chosen[name], **chat)
             if not self._readable_by:  # answers are the same for every model, and are looked at once
                 for name, task in loaded["tasks"].items():
                     check_answers(task, None if chosen is None else chosen[name])
-        readable_by = (model.lm.fingerprint, model.lm.description.max_positions)
+        readable_by = (model.lm.fingerprint, model.lm.description.max_positions, asked_in)
         if self.on_long_context == "error" and readable_by not in self._readable_by:
             requests = [request for task in loaded["tasks"].values() for request in task.instances]
             check_contexts_fit(model, requests, benchmark=self.name)
@@ -211,7 +222,7 @@ class HarnessBenchmark:
         return Reading(
             protocol=self.protocol,
             chance=None if self.chance is None else self._chance_of,
-            prompt=str(tokenizer.chat_template) if self.prompt_format == CHAT else RAW,
+            prompt=str(tokenizer.chat_template) if self.asks_in_chat else RAW,
             tokens=lambda text: tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]),
         )
 
@@ -261,9 +272,13 @@ class HarnessBenchmark:
         )
 
     def _data_hash(self) -> Any:
-        """Return what tells the rows apart: hashes of the local files, or the word that they are the hub's."""
+        """Return what tells the rows apart: hashes of the local files, or the word that they are the hub's.
+
+        Without `data`, a task may still name files of its own.
+        """
         if self.data is None:
-            return "hub"
+            own = [own_files_hash({**config, **self.task_changes}) for _, config in self._configs(self._task_manager())]
+            return own if any(own) else "hub"
         if self.data_folder is not None:
             return self._rules.local_data({}).content_hash
         with self._guarded():
@@ -296,12 +311,16 @@ class HarnessBenchmark:
 
     def _runnable(self, manager: Any) -> Iterator[tuple[RunnableTask, Mapping[str, Any]]]:
         """Yield every asked task as it is run, and its config as the harness has it."""
+        for name, config in self._configs(manager):
+            yield self._rules.runnable(name, config), config
+
+    def _configs(self, manager: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Yield every asked task's name, and its config as the harness has it."""
         from lm_eval.tasks._yaml_loader import load_yaml
 
         for name in leaves(manager.task_index, self.tasks):
             entry = manager.task_index[name]
-            config: Mapping[str, Any] = entry.cfg if entry.yaml_path is None else load_yaml(entry.yaml_path)
-            yield self._rules.runnable(name, config), config
+            yield name, entry.cfg if entry.yaml_path is None else load_yaml(entry.yaml_path)
 
     @cached_property
     def _loaded(self) -> Mapping[str, Any]:
@@ -325,8 +344,8 @@ class HarnessBenchmark:
         return loaded
 
     @cached_property
-    def _readable_by(self) -> set[tuple[str, int]]:
-        """The models, and their positions, that the prompts were checked for: room, where it is asked for."""
+    def _readable_by(self) -> set[tuple[str, int, tuple[str, ...]]]:
+        """The models, their positions and what they were asked in, that the prompts were checked for: room, where it is asked for."""
         return set()
 
     @cached_property

@@ -41,16 +41,22 @@ class LocalData:
         return files
 
     def rows(self, path: Path) -> list[dict[str, Any]]:
-        """Return every row of a file.
+        """Return every row of a file; raises as `numbered_rows`."""
+        return list(self.numbered_rows(path).values())
+
+    def numbered_rows(self, path: Path) -> dict[int, dict[str, Any]]:
+        """Return line number (from 1) -> row.
 
         Raises:
-            DatasetError: a line that is no JSON object (a truncated download ends in one), or a file that cannot be read or has no rows.
+            DatasetError: a line that is no JSON object (a truncated download ends in one), or has other fields than the first row (what
+                it lacks would be asked as "None"), or a file that cannot be read or has no rows.
         """
         try:
             content = path.read_bytes()
         except OSError as error:
             raise DatasetError(f"cannot read {path}: {error.strerror}; copy it again") from error
-        rows: list[dict[str, Any]] = []
+        rows: dict[int, dict[str, Any]] = {}
+        fields: frozenset[str] | None = None
         # Bytes, so that a file that was cut within a character is told of by its line as well.
         for number, line in enumerate(content.split(b"\n"), start=1):
             if not line.strip():
@@ -61,7 +67,12 @@ class LocalData:
                 raise DatasetError(f"{path}, line {number}: not JSON ({error}); the file may be truncated, copy it again") from error
             if not isinstance(row, dict):
                 raise DatasetError(f"{path}, line {number}: a JSON {type(row).__name__}, not an object with the row's fields")
-            rows.append(row)
+            fields = frozenset(row) if fields is None else fields
+            if row.keys() != fields:
+                lacking, more = sorted(fields - row.keys()), sorted(row.keys() - fields)
+                differs = f"lacks {', '.join(map(repr, lacking))}" if lacking else f"has {', '.join(map(repr, more))} too"
+                raise DatasetError(f"{path}, line {number}: {differs}, unlike the first row; give every row the same fields")
+            rows[number] = row
         if not rows:
             raise DatasetError(f"{path} has no rows; copy it again")
         return rows

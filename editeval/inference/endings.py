@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from editeval.inference.adapters import Choice
+from editeval.models.model import end_tokens
 from editeval.types import ConfigError
 
 STOP_TAIL_TOKENS = 8  # tokens beyond a stop string's length in which it is looked for; the text is cut exactly at the end
@@ -143,15 +144,6 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """Return the text before the earliest stop string (empty stop strings stop nothing)."""
     found = [position for term in stop if term and (position := text.find(term)) >= 0]
     return text[: min(found)] if found else text
-
-
-def end_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
-    """Return the ids that end a text: the generation config's and the tokenizer's."""
-    configured = module.generation_config.eos_token_id if module.generation_config is not None else None
-    ids = [configured] if isinstance(configured, int) else list(configured or ())
-    if tokenizer.eos_token_id is not None:
-        ids.append(tokenizer.eos_token_id)
-    return frozenset(int(token_id) for token_id in ids)
 
 
 def _decode(tokenizer: PreTrainedTokenizerFast, tokens: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ import hashlib
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from editeval.models.model import end_ids, end_tokens
 from editeval.types import ConfigError, content_key
 
 # Says where a config came from or how it is run, not what the model computes.
@@ -26,10 +27,11 @@ _VOLATILE = frozenset(
 
 
 def fingerprint_of(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> str:
-    """Return the sha256 over config, tokenizer and every stored tensor (name, dtype, shape, bytes) of a model as loaded.
+    """Return the sha256 over config, tokenizer, what ends a text, and every stored tensor (name, dtype, shape, bytes) of a model as loaded.
 
     Equal on every machine, device and path for equal content; another dtype is another model. Tables that a model computes from its
-    config at start (rotary frequencies) are left out: they may differ in the last bit between processors.
+    config at start (rotary frequencies) are left out: they may differ in the last bit between processors. So is the chat template:
+    only what is asked in it depends on it, and has it in a key of its own.
 
     Raises:
         ConfigError: a tensor that was not loaded (offloaded for want of memory).
@@ -38,6 +40,10 @@ def fingerprint_of(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) 
     config = {key: value for key, value in module.config.to_dict().items() if key not in _VOLATILE}
     digest.update(content_key(config).encode())
     digest.update(content_key([tokenizer.backend_tokenizer.to_str(), tokenizer.special_tokens_map]).encode())
+    ends = end_tokens(module, tokenizer)
+    if ends != end_ids(getattr(module.config, "eos_token_id", None), tokenizer):
+        # Only where the generation config says something of its own: other models keep the name under which their statistics are stored.
+        digest.update(content_key(sorted(ends)).encode())
     stored = module.state_dict()
     aliases = {id(parameter): name for name, parameter in sorted(module.named_parameters(remove_duplicate=False), reverse=True)}
     tied = {name for name, parameter in module.named_parameters(remove_duplicate=False) if aliases[id(parameter)] != name}

@@ -30,6 +30,7 @@ from editeval.models.sites import sites_for
 from editeval.types import ConfigError, ModelDescription, content_key
 
 _CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_FINGERPRINT_FORMAT = 2  # raised when `fingerprint_of` gives another hash for some model: stored ones are then made anew
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -250,7 +251,11 @@ class PretrainedModel:
 
     def _fingerprint_key(self, config: PreTrainedConfig) -> str | None:
         files = self._identity()
-        return None if files is None else content_key({"files": files, "dtype": self.dtype, "config": config.model_type, "format": 1})
+        return (
+            None
+            if files is None
+            else content_key({"files": files, "dtype": self.dtype, "config": config.model_type, "format": _FINGERPRINT_FORMAT})
+        )
 
     def _identity(self) -> Any:
         """Return what tells this checkpoint's files from any other without reading them; None where nothing does."""

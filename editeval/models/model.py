@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import wraps
@@ -24,8 +24,8 @@ Result = TypeVar("Result")
 class LanguageModel:
     """A causal language model as loaded: never changed by anyone but `inference.EditedModel`.
 
-    `fingerprint` is the content hash of its weights as loaded (dtype included) and of its tokenizer. `packed` holds copies of its
-    matrices that multiply faster on a processor.
+    `fingerprint` is the content hash of its weights as loaded (dtype included), of its tokenizer and of what ends its texts. `packed`
+    holds copies of its matrices that multiply faster on a processor.
     """
 
     module: PreTrainedModel
@@ -52,6 +52,19 @@ class LanguageModel:
         """Within the context passes on a processor read float32 weights from packed copies (see `models.packed`), last layers first."""
         layers = [self.layer_module(self.sites.layers, index) for index in reversed(range(self.description.num_layers))]
         return self.packed.products([self.module.get_submodule(self.sites.head), *layers])
+
+
+def end_tokens(module: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """Return the ids that end a text: the generation config's and the tokenizer's."""
+    return end_ids(None if module.generation_config is None else module.generation_config.eos_token_id, tokenizer)
+
+
+def end_ids(configured: int | Sequence[int] | None, tokenizer: PreTrainedTokenizerFast) -> frozenset[int]:
+    """Return the ids that end a text by a config's `eos_token_id`, and the tokenizer's."""
+    ids = [configured] if isinstance(configured, int) else list(configured or ())
+    if tokenizer.eos_token_id is not None:
+        ids.append(tokenizer.eos_token_id)
+    return frozenset(int(token_id) for token_id in ids)
 
 
 def from_packed_weights(

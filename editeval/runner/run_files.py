@@ -15,6 +15,7 @@ JOURNAL_FOLDER = "journal"
 EDITS_FILE = "edits.jsonl"
 TIMINGS_FILE = "timings.jsonl"
 COLLAPSE_FILE = "collapse.json"
+_REQUIRED = ("config", "edit_key", "model_fingerprint")  # of a manifest
 
 
 def write_manifest(run_dir: Path | str, manifest: Mapping[str, Any]) -> Path:
@@ -28,7 +29,7 @@ def read_manifest(run_dir: Path | str) -> dict[str, Any]:
     """Return a run's manifest.
 
     Raises:
-        EditevalError: there is none, or it is no JSON object.
+        EditevalError: there is none, or it is no JSON object, or lacks what says which run it is.
     """
     path = Path(run_dir) / MANIFEST_FILE
     if not path.exists():
@@ -41,13 +42,16 @@ def read_manifest(run_dir: Path | str) -> dict[str, Any]:
         raise EditevalError(f"{path} is no JSON ({error}); run the same command again, which writes it anew") from error
     if not isinstance(manifest, dict):
         raise EditevalError(f"{path} holds a {type(manifest).__name__}, not an object; run the same command again, which writes it anew")
+    missing = [name for name in _REQUIRED if name not in manifest]
+    if missing:
+        raise EditevalError(f"{path} lacks {', '.join(missing)}; run the same command again, which writes it anew")
     return manifest
 
 
 def read_edits(run_dir: Path | str) -> tuple[dict[str, Any], ...]:
-    """Return the edit log's rows by step; where a step was logged twice (another digest), the later row."""
+    """Return the edit log's rows by step, those without one left out; where a step was logged twice (another digest), the later row."""
     rows, _ = read_jsonl(Path(run_dir) / EDITS_FILE)
-    latest = {int(row["step"]): restore_floats(row) for row in rows}
+    latest = {int(row["step"]): restore_floats(row) for row in rows if "step" in row}
     return tuple(latest[step] for step in sorted(latest))
 
 

@@ -19,7 +19,18 @@ from editeval.edits.delta import Edit
 from editeval.edits.journal import EditJournal, JournalDiverged, JournalEntry
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.interfaces import Benchmark, Callback, ChecksModel, EditEvent, EditMethod, Editor, EvaluationContext, RunState, attach
+from editeval.interfaces import (
+    AsksInChat,
+    Benchmark,
+    Callback,
+    ChecksModel,
+    EditEvent,
+    EditMethod,
+    Editor,
+    EvaluationContext,
+    RunState,
+    attach,
+)
 from editeval.runner.results import BaseScores, CellKey, ScoreStore
 from editeval.types import EditError, EditRequest, Evaluation, JournalError, Progress, Score, SilentProgress, content_key, counted, seed_for
 
@@ -31,7 +42,8 @@ class Trajectory:
     """What makes a series of edits the series it is.
 
     `requests` are in editing order; edit k (1-based) writes requests[(k-1) * batch_size : k * batch_size]. Whatever is
-    measured, and however many rungs are asked for, is not part of `edit_key`. `template` is how their prompts are put.
+    measured, and however many rungs are asked for, is not part of `edit_key`. `template` is how their prompts are put;
+    `chat_template` the tokenizer's, where a benchmark asks in it.
     """
 
     edit_key: str
@@ -41,6 +53,7 @@ class Trajectory:
     seed: int
     rungs: tuple[int, ...]
     template: str = "{}"
+    chat_template: Any = None
 
     def batch(self, step: int) -> tuple[EditRequest, ...]:
         """Return the facts of edit `step` (1-based)."""
@@ -220,7 +233,10 @@ class Runner:
         content: dict[str, Any] = {"class": type(benchmark).__qualname__, "settings": self._settings[name]}
         if benchmark.depends_on_requests:
             context = self._context(rung)
-            content["requests"] = [request.source_hash or content_key(request) for request in context.edited or context.planned]
+            asked = context.edited or context.planned
+            content["requests"] = [[request.request_id, request.source_hash or content_key(request)] for request in asked]
+        if isinstance(benchmark, AsksInChat) and benchmark.asks_in_chat:
+            content["chat_template"] = self.trajectory.chat_template
         return content_key(content)
 
     def _is_measured(self, rung: int, name: str) -> bool:

@@ -129,6 +129,16 @@ def test_second_rung_renders_no_prompt_again(harness: Make, tiny: Tiny, tmp_path
     assert benchmark.evaluate(model, context_of(tmp_path)) == first
 
 
+def test_each_model_is_asked_in_its_own_chat_template(harness: Make, tiny: Tiny, tmp_path: Path) -> None:
+    benchmark = harness("choose", num_fewshot=0, prompt_format="chat")
+    models = {"<": tiny("gpt2"), "[": tiny("llama")}
+    for start, model in models.items():
+        model.lm.tokenizer.chat_template = "{% for turn in messages %}" + start + "{{ turn.content }}{% endfor %}"
+    for start in ("<", "[", "<"):
+        benchmark.evaluate(models[start], context_of(tmp_path))
+        assert {request.args[0][0] for request in benchmark._loaded["tasks"]["choose"].instances} == {start}
+
+
 def test_progress_and_harness_write_nothing(harness: Make, tiny: Tiny, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     harness("choose", "write", "read").evaluate(tiny("gpt2"), context_of(tmp_path))
     assert capfd.readouterr() == ("", "")
@@ -192,6 +202,22 @@ def test_settings_change_with_data_tasks_and_limit_and_need_no_harness(harness: 
     seen.append(harness("choose").settings())
     assert all(one != other for index, one in enumerate(seen) for other in seen[:index])
     assert harness("choose").settings() == harness("choose").settings()
+
+
+@pytest.mark.parametrize("source", ["data_files: {{test: {file}}}", "data_files: '{folder}/*.jsonl'", "data_dir: {folder}"])
+def test_without_data_the_files_that_a_task_names_itself_are_part_of_the_settings(
+    harness: Make, task_folder: Path, tmp_path: Path, source: str
+) -> None:
+    file = tmp_path / "own" / "test.jsonl"
+    own = source.format(file=file, folder=file.parent)
+    (task_folder / "own.yaml").write_text(
+        f"include: choose.yaml\ntask: own\ndataset_path: json\ndataset_kwargs: {{{own}}}\nnum_fewshot: 0\n", encoding="utf-8"
+    )
+    write_rows(file, [question_row(0)])
+    before = harness("own", data=None, data_folder=None).settings()
+    write_rows(file, [question_row(1)])
+    assert harness("own", data=None, data_folder=None).settings()["data"] != before["data"]
+    assert harness("choose", data=None, data_folder=None).settings()["data"] == "hub"
 
 
 def test_benchmark_fulfils_the_interface(harness: Make) -> None:
@@ -262,6 +288,31 @@ def test_an_answer_that_is_no_choice_is_told_of_before_the_first_pass(
     monkeypatch.setattr(EditedModel, "score", lambda *_, **__: pytest.fail("the model was asked"))
     with pytest.raises(DatasetError, match=rf"^benchmark small: .*{reason}"):
         harness("choose", num_fewshot=0).check_model(tiny("gpt2"))
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "field"),
+    [
+        ("choose", {"question": None}, "doc_to_text"),
+        ("write", {"question": None}, "doc_to_text"),
+        ("choose", {"choices": ["a", None]}, "doc_to_choice"),
+        ("write", {"choices": [None, "b"], "answer": 0}, "doc_to_target"),
+        ("choose", {"answer": None}, "doc_to_target"),
+    ],
+)
+def test_a_null_that_would_be_asked_as_none_is_named_with_its_line(
+    harness: Make, data_root: Path, task: str, row: dict[str, Any], field: str
+) -> None:
+    write_rows(data_root / "cities" / "test.jsonl", [question_row(0), question_row(1) | row])
+    with pytest.raises(DatasetError, match=rf"test\.jsonl, line 2: {field} of task {task} is made of a field that is null there"):
+        harness(task, num_fewshot=0).check()
+
+
+def test_a_null_that_no_prompt_is_made_of_is_nothing_to_refuse(harness: Make, data_root: Path) -> None:
+    rows = [question_row(0) | {"hint": None, "more": [None]}, question_row(1) | {"hint": "a", "more": []}]
+    write_rows(data_root / "cities" / "test.jsonl", rows)
+    harness("choose", num_fewshot=0).check()
+    harness("write", num_fewshot=0, task_changes={"doc_to_text": "{{hint or question}}"}).check()
 
 
 def test_answers_are_looked_at_once_for_all_rungs(harness: Make, tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,14 @@ def test_folder_without_splits_and_no_folder_are_told_apart(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [('{"a": 1}\n{"a": ', "line 2: not JSON"), ("[1, 2]\n", "line 1: a JSON list"), ("\n", "has no rows")]
+    ("content", "reason"),
+    [
+        ('{"a": 1}\n{"a": ', "line 2: not JSON"),
+        ("[1, 2]\n", "line 1: a JSON list"),
+        ("\n", "has no rows"),
+        ('{"a": 1, "b": 2}\n\n{"a": 1}\n', "line 3: lacks 'b', unlike the first row"),
+        ('{"a": 1}\n{"a": 1, "c": 3}\n', "line 2: has 'c' too, unlike the first row"),
+    ],
 )
 def test_broken_file_names_its_line(tmp_path: Path, content: str, reason: str) -> None:
     path = tmp_path / "test.jsonl"

@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from omegaconf import DictConfig
 
 from editeval.datasets.selection import known, known_requests, order
+from editeval.experiment import run
+from editeval.inference.edited import EditedModel
+from editeval.models.tiny import TinyModel
+from editeval.runner.results import ScoreStore
 from editeval.types import DatasetError, EditRequest
 
 IDS = st.lists(st.text(min_size=1).filter(str.strip), unique=True, min_size=1, max_size=20)
@@ -69,3 +76,25 @@ def test_a_data_set_without_true_targets_cannot_be_filtered_by_what_is_known() -
 def test_a_verdict_that_is_missing_is_an_error_not_an_unknown_fact() -> None:
     with pytest.raises(DatasetError, match="asked about 2 facts, and 1 verdicts came back"):
         known_requests([fact("a"), fact("b")], lambda prompts, answers: [True])
+
+
+def test_two_names_of_one_file_keep_their_own_ids_in_cache_and_samples(compose_config: Callable[..., DictConfig], tmp_path: Path) -> None:
+    model = EditedModel(TinyModel(name="tiny-gpt2", architecture="gpt2", cache_dir=tmp_path / "cache", device="cpu").load())
+    rows = []
+    for subject in ("France", "Spain", "Peru", "Chad", "Oman", "Mali", "Cuba", "Iran", "Togo", "Fiji", "Laos", "Iraq"):
+        said = model.generate([f"The capital of {subject} is"], max_new_tokens=1)[0]
+        if said.startswith(" ") and said.strip().isalpha():
+            rows.append(
+                {"prompt": f"The capital of {subject} is", "subject": subject, "target_new": "zebra", "ground_truth": said.strip()}
+                | {"locality_prompt": "The sea is", "locality_ground_truth": "blue"}
+            )
+    assert rows
+    file = tmp_path / "facts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    small = ["model=tiny-gpt2", "method=none", "num_edits=1", "benchmark=edit-quality", "benchmark.edit-quality.fluency_facts=0"]
+    small += ["callback={}", "logger=[]", f"dataset.file={file}", f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}"]
+    for known_only in ("false", "true"):
+        for name in ("zsre", "knowedit"):
+            result = run(compose_config(*small, f"dataset={name}", f"dataset.known_only={known_only}"))
+            found = {sample["request_id"] for rung in (0, 1) for sample in ScoreStore(result.run_dir).samples(rung, "edit-quality")}
+            assert {request_id.partition("/")[0] for request_id in found} == {name}

@@ -8,8 +8,8 @@ import pytest
 
 from editeval.inference import live
 from editeval.inference.edited import EditedModel
-from editeval.inference.endings import Live, cut_at_stop, end_tokens
-from editeval.models.model import LanguageModel
+from editeval.inference.endings import Live, cut_at_stop
+from editeval.models.model import LanguageModel, end_tokens
 from editeval.models.sites import SITES
 from editeval.types import EditevalError
 from tests.inference.conftest import Load

@@ -19,7 +19,7 @@ from editeval.interfaces import ModelSource
 from editeval.models import load as load_module
 from editeval.models.fingerprint import fingerprint_of
 from editeval.models.load import PretrainedModel, description_of, resolve_device, with_pad_token
-from editeval.models.model import LanguageModel
+from editeval.models.model import LanguageModel, end_tokens
 from editeval.models.tiny import TinyModel
 from editeval.types import ConfigError
 
@@ -111,6 +111,26 @@ def test_one_flipped_bit_changes_the_fingerprint(original: LanguageModel) -> Non
     weight.data[5, 7] = before
     assert changed != original.fingerprint
     assert fingerprint_of(original.module, original.tokenizer) == original.fingerprint
+
+
+def test_what_ends_a_text_is_part_of_the_fingerprint(original: LanguageModel, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    path = copy / "generation_config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps(settings | {"eos_token_id": [original.tokenizer.eos_token_id, 11]}))
+    ended = source(copy, tmp_path).load()
+    assert 11 in end_tokens(ended.module, ended.tokenizer)
+    assert ended.fingerprint != original.fingerprint
+    path.write_text(json.dumps(settings | {"temperature": 0.5, "do_sample": True}))  # no number here depends on it
+    assert source(copy, tmp_path).fingerprint() == original.fingerprint
+
+
+def test_a_chat_template_is_no_part_of_the_fingerprint_under_which_statistics_are_stored(original: LanguageModel) -> None:
+    original.tokenizer.chat_template = "{{ messages[0].content }}"
+    named = fingerprint_of(original.module, original.tokenizer)
+    original.tokenizer.chat_template = None
+    assert named == original.fingerprint
 
 
 def test_a_hub_model_in_the_cache_is_known_by_its_commit_without_the_network(

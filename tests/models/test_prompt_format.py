@@ -19,6 +19,17 @@ TEMPLATE = (
     "{{ bos_token }}{% for turn in messages %}{% if turn.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
     "[{{ turn.role }}]{{ turn.content }}\n{% endfor %}{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
+TASK = """
+task: ask
+dataset_path: ask
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: ["a man", "a woman"]
+doc_to_target: answer
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
 ROME = EditRequest(
     request_id="rome",
     prompt="{} is the capital of",
@@ -91,3 +102,28 @@ def test_formats_edit_the_same_facts_under_different_keys(compose_config: Callab
     values = [{score.name: score.value for score in result.scores} for result in (raw, question)]
     assert values[0].keys() == values[1].keys()
     assert values[0] != values[1]
+
+
+def test_another_chat_template_is_measured_anew(
+    compose_config: Callable[..., DictConfig], cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = tmp_path / "tasks" / "ask.yaml"
+    task.parent.mkdir()
+    task.write_text(TASK)
+    rows = tmp_path / "data" / "ask" / "test.jsonl"
+    rows.parent.mkdir(parents=True)
+    rows.write_text("".join(f'{{"question": "Who is {name}?", "answer": {number}}}\n' for number, name in enumerate(("Ann", "Bob"))))
+    setting = {"name": "ask", "task": "ask", "task_folder": str(task.parent), "data": str(rows.parents[1]), "data_folder": "ask"}
+    small = ["model=tiny-llama", "method=none", "num_edits=1", "benchmark=harness", "logger=[]", "callback={}", "dataset.known_only=false"]
+    small += [f"benchmark.harness.{name}={value}" for name, value in setting.items()]
+    small += ["prompt_format=chat", f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}"]
+    measured = []
+    for template in (TEMPLATE, TEMPLATE.replace("[", "<|"), TEMPLATE):
+        tokens = tokenizer(cache_dir, "llama", template=template)
+        monkeypatch.setattr(TinyModel, "tokenizer", lambda _, tokens=tokens: tokens)
+        measured.append(
+            {score.name: (score.benchmark_key, score.value) for score in run(compose_config(*small)).scores if not score.num_edits}
+        )
+    assert measured[0] == measured[2]
+    assert all(key != measured[1][name][0] for name, (key, _) in measured[0].items())
+    assert [value for _, value in measured[0].values()] != [value for _, value in measured[1].values()]

@@ -209,7 +209,7 @@ def test_a_run_of_only_the_unedited_model_has_a_report(tmp_path: Path) -> None:
 
 
 def test_an_unmeasured_run_says_what_to_do(tmp_path: Path) -> None:
-    write_manifest(tmp_path, {"edit_key": "e"})
+    write_manifest(tmp_path, {"edit_key": "e", "model_fingerprint": "s", "config": {}})
     with pytest.raises(EditevalError, match="nothing is measured"):
         run_report(tmp_path)
 

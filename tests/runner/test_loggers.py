@@ -215,7 +215,7 @@ def test_tables_show_the_items_and_which_earlier_facts_are_still_there(tmp_path:
         )
     (tmp_path / JOURNAL_FOLDER).mkdir()
     (tmp_path / JOURNAL_FOLDER / "segment").write_bytes(b"edits")
-    write_manifest(tmp_path, {"edit_key": "e"})
+    write_manifest(tmp_path, {"edit_key": "e", "model_fingerprint": "s", "config": {}})
 
     mirror = WandbMirror(sample_rows=1, retention=["efficacy.generation", "efficacy.probability"], log_journal=True)
     mirror.on_run_start(run_state(tmp_path))

@@ -197,11 +197,27 @@ def test_damaged_base_scores_are_named(tmp_path: Path) -> None:
 
 
 def test_manifest_comes_back_and_a_folder_without_one_is_no_run(tmp_path: Path) -> None:
-    manifest = {"edit_key": "ab", "config": {"method": {"clamp": math.inf, "layers": [1, 2]}}}
+    manifest = {"edit_key": "ab", "model_fingerprint": "cd", "config": {"method": {"clamp": math.inf, "layers": [1, 2]}}}
     write_manifest(tmp_path / "run", manifest)
     assert read_manifest(tmp_path / "run") == manifest
     with pytest.raises(EditevalError, match="no run's folder"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("lacking", ["config", "edit_key", "model_fingerprint"])
+def test_a_manifest_that_does_not_say_which_run_it_is_is_named(tmp_path: Path, lacking: str) -> None:
+    manifest = {"edit_key": "ab", "model_fingerprint": "cd", "config": {}}
+    del manifest[lacking]
+    write_manifest(tmp_path, manifest)
+    with pytest.raises(EditevalError, match=rf"manifest\.json lacks {lacking}; run the same command again"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["[1]", "3", "null", '"text"'])
+def test_a_line_that_holds_no_object_counts_as_torn(tmp_path: Path, line: str) -> None:
+    (tmp_path / SCORES_FILE).write_text(f"{line}\n")
+    store = ScoreStore(tmp_path)
+    assert (store.scores(), store.torn_lines) == ((), 1)
 
 
 def test_edit_log_keeps_the_later_row_of_a_step_and_skips_torn_lines(tmp_path: Path) -> None:
@@ -209,7 +225,7 @@ def test_edit_log_keeps_the_later_row_of_a_step_and_skips_torn_lines(tmp_path: P
     append_edit(tmp_path, {"step": 1, "digest": "a", "diagnostics": {"loss": math.nan}})
     append_edit(tmp_path, {"step": 2, "digest": "new"})
     with (tmp_path / EDITS_FILE).open("a") as file:
-        file.write('{"step": 3, "dig')
+        file.write('{"no": "step"}\n{"step": 3, "dig')
     rows = read_edits(tmp_path)
     assert [(row["step"], row["digest"]) for row in rows] == [(1, "a"), (2, "new")]
     assert math.isnan(rows[0]["diagnostics"]["loss"])

@@ -116,7 +116,7 @@ def test_a_process_with_the_same_id_after_a_reboot_is_not_taken_for_the_job(tmp_
 
 def test_a_collapse_is_shown_also_where_the_run_went_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measure(tmp_path, (0, 5))
-    write_manifest(tmp_path / RUN, {})
+    write_manifest(tmp_path / RUN, {"edit_key": "e", "model_fingerprint": "s", "config": {}})
     records.write_job(tmp_path, record(state=records.DONE, rungs=(0, 5), benchmarks=("quick",)))
     write_collapse(tmp_path / RUN, step=3, digest="d", request_ids=["f3"], reason="edit 3 brought a norm to 9 times")
     show_status(tmp_path, use_queue=False)
@@ -126,7 +126,7 @@ def test_a_collapse_is_shown_also_where_the_run_went_on(tmp_path: Path, capsys: 
 def test_a_run_without_a_record_is_listed_by_what_its_manifest_wants(tmp_path: Path) -> None:
     config = {"num_edits": [5], "benchmark": {"quick": {}}}
     for run in (RUN, "other"):
-        write_manifest(tmp_path / run, {"config": config})
+        write_manifest(tmp_path / run, {"edit_key": "e", "model_fingerprint": "s", "config": config})
     measure(tmp_path, (0, 5))
     measure(tmp_path, (0,), run="other")
     found = RunFolder(tmp_path, queue={}).others(())
