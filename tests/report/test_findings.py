@@ -17,7 +17,8 @@ from editeval.report.series import Series, changes, p_value, series_of
 from editeval.report.statistics import wilson
 from editeval.report.study import Studies, read_study, studies
 from editeval.report.verdicts import Outcome, Verdict, by_majority
-from editeval.runner.results import ScoreStore, write_collapse
+from editeval.runner.results import ScoreStore
+from editeval.runner.run_files import write_collapse
 from editeval.types import EditevalError
 from tests.report.synthetic import Planted, PlantedRun, Share, falls_at, keeps, write_run
 
