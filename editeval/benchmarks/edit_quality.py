@@ -32,14 +32,23 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from editeval.benchmarks.edit_questions import BaseAnswer, Outcome, Question, joined, ngram_entropy, outcome_of, questions_about
+from editeval.benchmarks.edit_questions import (
+    BaseAnswer,
+    Outcome,
+    Question,
+    joined,
+    ngram_entropy,
+    outcome_of,
+    questions_about,
+    subjects_of,
+)
 from editeval.benchmarks.estimates import mean_and_stderr
 from editeval.inference.edited import ContinuationScore, EditedModel
 from editeval.interfaces import EvaluationContext
 from editeval.types import ConfigError, EditRequest, Evaluation, Measurement, content_key, seed_for
 
 TASK = "facts"
-VERSION = "4"  # raised whenever the same model and facts would give other numbers
+VERSION = "5"  # raised whenever the same model and facts would give other numbers
 STOP = ("\n",)
 FACTS_PER_CALL = 64  # bounds memory and paces the progress display; in float32 results do not depend on it
 
@@ -92,7 +101,7 @@ class EditQuality:
     def evaluate(self, model: EditedModel, context: EvaluationContext) -> Evaluation:
         """Ask about every fact edited so far, or, of the unedited model, about every planned one."""
         facts = list(enumerate(context.edited or context.planned, start=1))
-        subjects = tuple({request.subject.casefold() for _, request in facts})
+        subjects = subjects_of(request for _, request in facts)
         samples: list[dict[str, Any]] = []
         chunks = [facts[start : start + FACTS_PER_CALL] for start in range(0, len(facts), FACTS_PER_CALL)]
         for chunk in context.progress.track(chunks, description="edit quality", total=len(chunks)):
@@ -138,13 +147,13 @@ class EditQuality:
         """
         if not any(request.neighborhood_prompts for _, request in facts):
             return {}
-        blank = [question for position, request in facts for question in questions_about(position, request, (), _Blank())]
+        blank = [question for position, request in facts for question in questions_about(position, request, {}, _Blank())]
 
         def compute() -> dict[str, Any]:
             with model.unedited():
                 texts = self._generate(model, (question.prompt for question in blank))
                 own = {prompt: BaseAnswer(text=text, is_greedy=()) for prompt, text in texts.items()}
-                questions = [question for position, request in facts for question in questions_about(position, request, (), own)]
+                questions = [question for position, request in facts for question in questions_about(position, request, {}, own)]
                 scored = _score(model, [pair for question in questions for pair in question.pairs()])
             answers = {question.prompt: texts[question.prompt] for question in questions if question.base is not None}
             return {
@@ -237,7 +246,7 @@ def _inflation(records: Sequence[Mapping[str, Any]]) -> Iterator[Measurement]:
 
 
 def _of_fact(record: Mapping[str, Any], protocol: str, *, conflict: bool) -> float | None:
-    """Return a fact's mean over its prompts, either those free of edited subjects or those about one."""
+    """Return a fact's mean over its prompts, either those free of other facts' subjects or those about one."""
     outcomes = zip(record["outcomes"][protocol], record["conflict"], strict=True)
     kept = [outcome for outcome, clashes in outcomes if outcome is not None and clashes == conflict]
     return fmean(kept) if kept else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -59,8 +59,19 @@ class Outcome:
     generated: str
 
 
-def questions_about(position: int, request: EditRequest, subjects: Sequence[str], base: Mapping[str, BaseAnswer]) -> Iterator[Question]:
-    """Yield everything that is asked about one fact; `subjects` (casefolded) are those of all edited facts."""
+def subjects_of(requests: Iterable[EditRequest]) -> Counter[str]:
+    """Return how many of these facts each subject (normalised) has."""
+    return Counter(normalize_answer(request.subject) for request in requests)
+
+
+def questions_about(position: int, request: EditRequest, subjects: Mapping[str, int], base: Mapping[str, BaseAnswer]) -> Iterator[Question]:
+    """Yield everything that is asked about one fact; `subjects` are those of all edited facts, this one's among them (`subjects_of`).
+
+    A neighbour's prompt clashes where it names the subject of another edited fact. The fact's own subject is no clash: some data sets ask
+    about other relations of it, which the edit must leave alone.
+    """
+    own = normalize_answer(request.subject)
+    others = [subject for subject, count in subjects.items() if count > (subject == own)]
 
     def ask(
         metric: str, prompt: str, expected: str, rival: str | None, *, own: BaseAnswer | None = None, conflict: bool = False
@@ -82,9 +93,9 @@ def questions_about(position: int, request: EditRequest, subjects: Sequence[str]
     for probe in request.portability:
         yield ask("portability", probe.prompt, probe.answer, None)
     for probe in request.neighborhood_prompts:
-        text = probe.prompt.casefold()
+        text = normalize_answer(probe.prompt)
         # The cheap test first: thousands of subjects meet thousands of prompts.
-        conflict = any(subject in text and contains_answer(text, subject) for subject in subjects)
+        conflict = any(subject in text and contains_answer(text, subject) for subject in others)
         rival = request.target_new if request.target_new != probe.answer else None
         yield ask("locality", probe.prompt, probe.answer, rival, own=base[probe.prompt], conflict=conflict)
 

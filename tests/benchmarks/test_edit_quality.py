@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ import torch
 
 from editeval.benchmarks import edit_quality
 from editeval.benchmarks.edit_quality import EditQuality
-from editeval.benchmarks.edit_questions import answer_phrase, ngram_entropy
+from editeval.benchmarks.edit_questions import BaseAnswer, answer_phrase, ngram_entropy, questions_about, subjects_of
 from editeval.inference.edited import ContinuationScore, EditedModel
 from editeval.interfaces import Benchmark
 from editeval.types import ConfigError, EditRequest, Evaluation, Measurement, Probe
@@ -155,6 +156,28 @@ def test_prompts_about_an_edited_subject_are_set_apart(tmp_path: Path) -> None:
     alone = measure(Parrot(BASE, changed), tmp_path, [LIMA])  # as long as Rome is not edited, it is a neighbour like any other
     assert of(alone, "locality", "generation").value == 0.5
     assert not any(found.metric == "locality_conflict" for found in alone.measurements)
+
+
+def clashes(prompts: Sequence[str], *, subject: str, others: Sequence[str]) -> list[bool]:
+    """Which prompts about the neighbourhood of a fact are set apart when facts about `others` are edited too."""
+    probes = tuple(Probe(prompt=prompt, answer="x") for prompt in prompts)
+    facts = [replace(ROME, request_id=name, subject=name) for name in others]
+    fact = replace(ROME, request_id="own", subject=subject, neighborhood_prompts=probes)
+    base = {prompt: BaseAnswer(text=" x", is_greedy=(True,)) for prompt in prompts}
+    questions = questions_about(1, fact, subjects_of([fact, *facts]), base)
+    return [question.conflict for question in questions if question.metric == "locality"]
+
+
+def test_a_question_about_the_facts_own_subject_is_locality_unless_another_fact_has_it_too() -> None:
+    prompts = ["The mayor of Rome is", "The mayor of Oslo is"]
+    assert clashes(prompts, subject="Rome", others=["Lima"]) == [False, False]
+    assert clashes(prompts, subject="Rome", others=["Lima", "oslo"]) == [False, True]
+    assert clashes(prompts, subject="Rome", others=["Lima", "ROME"]) == [True, False]
+
+
+def test_a_subject_is_found_in_any_unicode_form_and_over_any_white_space() -> None:
+    prompts = [unicodedata.normalize("NFD", "Beyoncé sings in"), "New  York is in", "Beyoncés are"]
+    assert clashes(prompts, subject="Rome", others=["Beyoncé", "New\u00a0York"]) == [True, True, False]
 
 
 def test_inflation_is_what_teacher_forcing_adds_fact_by_fact(tmp_path: Path) -> None:
