@@ -13,7 +13,9 @@ from editeval.datasets.text import contains_answer, normalize_answer, starts_wit
 from editeval.inference.edited import ContinuationScore
 from editeval.types import EditRequest
 
-_ANSWER_END = re.compile(r"[.,;:!?](?=\s|$)|\n")
+# A full stop ends nothing after an initial (J. K., U.S.), nor after what is put before a name.
+_INITIAL_OR_TITLE = r"(?<!\b[A-ZÀ-ÖØ-Þ])(?<!\b(?:St|Mt|Ft|Dr|Mr|Ms|Lt))(?<!\b(?:Mrs|Rev|Gen|Col|Gov|Sen|Sgt|Ste))(?<!\b(?:Prof|Capt))"
+_ANSWER_END = re.compile(rf"(?:[,;:!?]|{_INITIAL_OR_TITLE}\.)[.,;:!?]*(?=\s|$)|\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,5 +159,10 @@ def ngram_entropy(text: str) -> float:
 
 
 def answer_phrase(text: str) -> str:
-    """Return the words up to the first punctuation mark or line end, normalised: `" Paris, which"` -> `"paris"`."""
-    return normalize_answer(_ANSWER_END.split(text.strip(), maxsplit=1)[0])
+    """Return the first words up to a punctuation mark or line end, normalised: `" Paris, which"` -> `"paris"`.
+
+    Marks before the first word are passed over; a text without any word is returned whole, so that two of them are the same only where
+    they are.
+    """
+    phrases = (normalize_answer(phrase) for phrase in _ANSWER_END.split(text))
+    return next((phrase for phrase in phrases if any(map(str.isalnum, phrase))), normalize_answer(text))

@@ -303,6 +303,26 @@ def test_answer_phrase_ends_at_punctuation_that_ends_a_phrase() -> None:
     assert answer_phrase("\n  New   York\nOther") == "new york"
 
 
+def test_answer_phrase_passes_over_marks_before_the_first_word() -> None:
+    assert answer_phrase(", Paris. It") == answer_phrase("... Paris") == answer_phrase(" Paris") == "paris"
+    assert answer_phrase("?! Rome") == "rome"
+
+
+def test_texts_without_a_word_agree_only_where_they_are_the_same() -> None:
+    assert answer_phrase(" !!\n") == "!!"
+    assert len({answer_phrase(text) for text in ("", ".", ". . .", "!!", "-")}) == 5
+
+
+@pytest.mark.parametrize("name", ["St. Louis", "Dr. J. K. Lee", "U.S. Army", "the U.S.", "Ste. Anne", "É. Zola", "John F. Kennedy Jr"])
+def test_a_full_stop_of_an_abbreviation_ends_no_phrase(name: str) -> None:
+    assert answer_phrase(f" {name}, who. They") == name.casefold()
+
+
+def test_a_full_stop_after_a_short_word_ends_a_phrase() -> None:
+    assert answer_phrase(" Rio. It is") == "rio"
+    assert answer_phrase(" the East. St. Louis") == "the east"
+
+
 def test_settings_name_what_the_numbers_depend_on() -> None:
     assert QUALITY.settings() != replace(QUALITY, max_new_tokens=13).settings()
     assert QUALITY.depends_on_requests
