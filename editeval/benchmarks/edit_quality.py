@@ -162,7 +162,8 @@ class EditQuality:
             }
 
         asked = [[question.prompt, question.expected, question.rival] for question in blank]
-        key = content_key({"model": model.lm.fingerprint, "asked": asked, "sharing": repr(model.sharing), "version": 2, **self._answers()})
+        passes = {"sharing": repr(model.sharing), "rounding": model.rounding}
+        key = content_key({"model": model.lm.fingerprint, "asked": asked, "version": 3, **passes, **self._answers()})
         stored = context.cache.json("base-answers", key, compute)
         return {prompt: BaseAnswer(text=entry["text"], is_greedy=tuple(entry["is_greedy"])) for prompt, entry in stored.items()}
 

@@ -87,6 +87,13 @@ class EditedModel:
         return self._adapter.sharing if isinstance(self._adapter, ActivationAdapter) else None
 
     @property
+    def rounding(self) -> tuple[int, str] | None:
+        """What rounding depends on beside the requests: tokens of a pass and kind of device; None in float32, where it is no matter."""
+        if self.lm.module.dtype == torch.float32:
+            return None
+        return self._engine.batch_tokens, self.lm.input_device.type
+
+    @property
     def adapter(self) -> Adapter | None:
         """What takes the edits that are no weight updates, if anything."""
         return self._adapter

@@ -39,6 +39,11 @@ class Engine:
         self._packed: Remembered[PackedPairs] = Remembered(lambda packed: packed.nbytes)
         self._encoded: Remembered[list[array[int]]] = Remembered(lambda texts: sum(4 * len(ids) + 64 for ids in texts))
 
+    @property
+    def batch_tokens(self) -> int:
+        """The most tokens of one pass; fewer than was asked for once the device's memory was too small."""
+        return self._batch_tokens if self._plan is None else self._plan.batch_tokens
+
     def score(
         self, contexts: Sequence[str], continuations: Sequence[str], special_tokens: bool | None, adapter: PassAdapter | None
     ) -> list[ContinuationScore]:

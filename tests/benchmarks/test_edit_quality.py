@@ -35,7 +35,7 @@ class Parrot:
         self.lm = SimpleNamespace(fingerprint=fingerprint)
         self.base, self.edited = dict(base), dict(base) | dict(edited or {})
         self.num_applied = len(edited or {})
-        self.sharing = None
+        self.sharing = self.rounding = None
         self.calls: list[str] = []
         self._is_base = False
 
@@ -248,6 +248,17 @@ def test_the_unedited_model_is_asked_in_the_same_calls_as_the_edited_one(tmp_pat
     evaluation = measure(Dizzy(BASE, {}), tmp_path)
     assert of(evaluation, "locality", "generation").value == 1.0
     assert of(evaluation, "locality", "teacher_forced").value == 1.0
+
+
+@pytest.mark.parametrize(("dtype", "computed"), [(torch.float32, 1), (torch.bfloat16, 2)])
+def test_base_answers_in_half_precision_are_those_of_the_same_passes(
+    dtype: torch.dtype, computed: int, tiny: Callable[[str], EditedModel], tmp_path: Path
+) -> None:
+    lm = tiny("gpt2").lm
+    lm.module.to(dtype)
+    for batch_tokens in (4096, 128, 4096):
+        QUALITY.evaluate(EditedModel(lm, batch_tokens=batch_tokens), context_of(tmp_path, planned=[ROME]))
+    assert len(list((tmp_path / "cache").rglob("*base-answers*/*"))) == computed
 
 
 def test_all_prompts_go_to_the_engine_in_one_call_each(tmp_path: Path) -> None:
