@@ -36,7 +36,6 @@ from editeval.benchmarks.edit_questions import (
     BaseAnswer,
     Outcome,
     Question,
-    joined,
     ngram_entropy,
     outcome_of,
     questions_about,
@@ -44,6 +43,7 @@ from editeval.benchmarks.edit_questions import (
 )
 from editeval.benchmarks.estimates import mean_and_stderr
 from editeval.inference.edited import ContinuationScore, EditedModel
+from editeval.inference.encoding import answer_after
 from editeval.interfaces import EvaluationContext
 from editeval.types import ConfigError, EditRequest, Evaluation, Measurement, content_key, seed_for
 
@@ -157,7 +157,10 @@ class EditQuality:
                 scored = _score(model, [pair for question in questions for pair in question.pairs()])
             answers = {question.prompt: texts[question.prompt] for question in questions if question.base is not None}
             return {
-                prompt: {"text": text, "is_greedy": list(scored[prompt, joined(prompt, text)].token_is_greedy) if text.strip() else []}
+                prompt: {
+                    "text": text,
+                    "is_greedy": list(scored[prompt, answer_after(prompt, text)].token_is_greedy) if text.strip() else [],
+                }
                 for prompt, text in answers.items()
             }
 
@@ -179,7 +182,7 @@ def _score(model: EditedModel, pairs: Iterable[tuple[str, str]]) -> dict[tuple[s
     distinct = list(dict.fromkeys(pairs))
     if not distinct:
         return {}
-    scores = model.score([context for context, _ in distinct], [continuation for _, continuation in distinct])
+    scores = model.score_answers([prompt for prompt, _ in distinct], [answer for _, answer in distinct])
     return dict(zip(distinct, scores, strict=True))
 
 

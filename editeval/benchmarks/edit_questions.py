@@ -11,6 +11,7 @@ from statistics import fmean
 
 from editeval.datasets.text import contains_answer, normalize_answer, starts_with_answer
 from editeval.inference.edited import ContinuationScore
+from editeval.inference.encoding import answer_after
 from editeval.types import EditRequest
 
 # A full stop ends nothing after an initial (J. K., U.S.), nor after what is put before a name.
@@ -41,11 +42,11 @@ class Question:
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Yield every (context, continuation) whose probability is needed."""
-        yield self.prompt, joined(self.prompt, self.expected)
+        yield self.prompt, answer_after(self.prompt, self.expected)
         if self.rival is not None:
-            yield self.prompt, joined(self.prompt, self.rival)
+            yield self.prompt, answer_after(self.prompt, self.rival)
         if self.base is not None and self.base.text.strip():
-            yield self.prompt, joined(self.prompt, self.base.text)
+            yield self.prompt, answer_after(self.prompt, self.base.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,25 +103,17 @@ def questions_about(position: int, request: EditRequest, subjects: Mapping[str, 
         yield ask("locality", probe.prompt, probe.answer, rival, own=base[probe.prompt], conflict=conflict)
 
 
-def joined(prompt: str, answer: str) -> str:
-    """Return the answer as it follows the prompt: after one space, unless the prompt ends in one.
-
-    The space also keeps the answer's first token from merging with the prompt's last.
-    """
-    return answer.strip() if prompt[-1:].isspace() else f" {answer.strip()}"
-
-
 def outcome_of(question: Question, scored: Mapping[tuple[str, str], ContinuationScore], generated: str) -> Outcome:
     """Return what the scores (of every pair of the question) and the free text show."""
-    expected = scored[question.prompt, joined(question.prompt, question.expected)]
-    rival = None if question.rival is None else scored[question.prompt, joined(question.prompt, question.rival)]
+    expected = scored[question.prompt, answer_after(question.prompt, question.expected)]
+    rival = None if question.rival is None else scored[question.prompt, answer_after(question.prompt, question.rival)]
     if question.base is None:
         teacher_forced: float | None = fmean(expected.token_is_greedy)
         generation = float(starts_with_answer(generated, question.expected))
         contains: float | None = float(contains_answer(generated, question.expected))
     else:
         base = question.base
-        again = scored[question.prompt, joined(question.prompt, base.text)].token_is_greedy if base.is_greedy else ()
+        again = scored[question.prompt, answer_after(question.prompt, base.text)].token_is_greedy if base.is_greedy else ()
         # Text read back may be cut into other tokens than were written; only those the unedited model chooses count.
         kept = [now for now, before in zip(again, base.is_greedy, strict=True) if before]
         teacher_forced = fmean(kept) if kept else None

@@ -3,12 +3,15 @@
 The conventions are lm-eval's (`lm_eval.models.huggingface.HFLM` 0.4.13), so that its log-likelihoods are reproduced: white space at
 a context's end belongs to the continuation, a pair is encoded whole and split after the context's tokens, an empty context is one
 prefix token (beginning of sequence, else end of sequence), and what is too long loses tokens on the left.
+
+Answers to prompts of our own are split elsewhere (`encode_answers`): where the prompt ends, white space and all, as a text is continued.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerFast
 
@@ -21,6 +24,16 @@ class TokenPair:
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
+
+
+class EncodePairs(Protocol):
+    """How contexts and what follows them become token ids."""
+
+    def __call__(
+        self, tokenizer: PreTrainedTokenizerFast, contexts: Sequence[str], continuations: Sequence[str], /, *, special_tokens: bool | None
+    ) -> list[TokenPair]:
+        """Return the token ids of each pair."""
+        ...
 
 
 def prefix_token(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -78,6 +91,41 @@ def encode_pairs(
                 "give at least one character that the tokenizer does not merge into the context"
             )
         pairs.append(pair)
+    return pairs
+
+
+def answer_after(prompt: str, answer: str) -> str:
+    """Return the answer as it follows the prompt: after one space, unless the prompt ends in one.
+
+    The space also keeps the answer's first token from merging with the prompt's last.
+    """
+    return answer.strip() if prompt[-1:].isspace() else f" {answer.strip()}"
+
+
+def encode_answers(
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], answers: Sequence[str], *, special_tokens: bool | None
+) -> list[TokenPair]:
+    """Return the token ids of each pair, split where a model would begin to write: after the prompt as it is.
+
+    This differs from `encode_pairs` only where a prompt ends in white space, as chat templates do: it belongs to the prompt. Prompt and
+    answer are encoded each by itself where the tokenizer would merge them.
+
+    Raises:
+        EditevalError: an answer has no token of its own.
+        ValueError: unequal numbers of prompts and answers.
+    """
+    pairs = encode_pairs(tokenizer, prompts, answers, special_tokens=special_tokens)
+    blank_ends = [number for number, prompt in enumerate(prompts) if prompt[-1:].isspace()]
+    unique = list(dict.fromkeys(prompts[number] for number in blank_ends))
+    prompt_ids = dict(zip(unique, encode_texts(tokenizer, unique, special_tokens=special_tokens), strict=True))
+    alone = _encode(tokenizer, [answers[number] for number in blank_ends], add_special_tokens=False)
+    for number, answer_ids in zip(blank_ends, alone, strict=True):
+        context = prompt_ids[prompts[number]] or (prefix_token(tokenizer),)
+        whole = pairs[number].context + pairs[number].continuation
+        merges = whole[: len(context)] != context
+        pairs[number] = TokenPair(context=context, continuation=answer_ids if merges else whole[len(context) :])
+        if not pairs[number].continuation:
+            raise EditevalError(f"answer {answers[number]!r} has no token of its own after {prompts[number][-80:]!r}; give one with text")
     return pairs
 
 

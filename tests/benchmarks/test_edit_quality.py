@@ -52,7 +52,7 @@ class Parrot:
         self.calls.append(f"generate {'base' if self._is_base else 'edited'} {len(contexts)}")
         return [self._say(prompt) for prompt in contexts]
 
-    def score(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[ContinuationScore]:
+    def score_answers(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[ContinuationScore]:
         self.calls.append(f"score {'base' if self._is_base else 'edited'} {len(contexts)}")
         return [self._score(prompt, words.split()) for prompt, words in zip(contexts, continuations, strict=True)]
 
@@ -352,6 +352,23 @@ def test_a_bound_that_leaves_no_room_for_a_prompt_is_refused_before_anything_is_
         with pytest.raises(ConfigError, match=rf"edit-quality\.{name}=1024 leaves no room for a prompt in the 1024 positions of"):
             replace(QUALITY, **{name: 1024}, fluency_facts=1).check_model(model)
     replace(QUALITY, fluency_tokens=1024, fluency_facts=0).check_model(model)
+
+
+def test_the_line_break_of_a_chat_template_is_no_part_of_the_answer(tiny: Callable[[str], EditedModel], tmp_path: Path) -> None:
+    """A model that knows its template, and the answer as little as any: forced tokens are the answer's alone."""
+    model = tiny("gpt2")
+    prompt = "[user]Rome is the capital of\n[assistant]\n"
+    (said,) = model.generate([prompt], max_new_tokens=1)
+    other = next(word for word in ("the", "is", "a") if not said.strip().startswith(word))
+    fact = EditRequest(
+        request_id="a", prompt=prompt.replace("Rome", "{}"), subject="Rome", target_new=other, target_true=said.strip() or "b"
+    )
+    evaluation = QUALITY.evaluate(model, context_of(tmp_path, planned=[fact]))
+    assert of(evaluation, "efficacy", "teacher_forced").value == of(evaluation, "efficacy", "generation").value == 0.0
+    (record,) = evaluation.samples
+    ids = model.lm.tokenizer([prompt, other])["input_ids"]
+    logits = model.lm.module(torch.tensor([[*ids[0], *ids[1]]])).logits[0, len(ids[0]) - 1 : -1].log_softmax(-1)
+    assert record["log_prob"] == pytest.approx([float(logits.gather(1, torch.tensor(ids[1])[:, None]).sum())], abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
