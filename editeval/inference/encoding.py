@@ -10,7 +10,7 @@ Answers to prompts of our own are split elsewhere (`encode_answers`): where the 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from transformers import PreTrainedTokenizerFast
@@ -20,10 +20,19 @@ from editeval.types import EditevalError
 
 @dataclass(frozen=True, kw_only=True)
 class TokenPair:
-    """Token ids of a continuation and of what stands before it; neither is empty."""
+    """Token ids of a continuation and of what stands before it; neither is empty.
+
+    The first `blanks` tokens of the continuation are white space that the request's context ends in (fewer than all).
+    """
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
+    blanks: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of tokens up to where the request's context ends."""
+        return len(self.context) + self.blanks
 
 
 class EncodePairs(Protocol):
@@ -90,7 +99,8 @@ def encode_pairs(
                 f"continuation {continuation!r} has no token of its own after {context[-80:]!r}; "
                 "give at least one character that the tokenizer does not merge into the context"
             )
-        pairs.append(pair)
+        blanks = _blank_tokens(tokenizer, context, continuation) if len(text) < len(context) else 0
+        pairs.append(replace(pair, blanks=min(blanks, len(pair.continuation) - 1)))
     return pairs
 
 
@@ -141,7 +151,7 @@ def fit(pair: TokenPair, *, max_length: int) -> TokenPair:
             "shorten it, or score the text in windows with score_text"
         )
     room = max_length + 1 - len(pair.continuation)
-    return TokenPair(context=pair.context[-room:], continuation=pair.continuation)
+    return replace(pair, context=pair.context[-room:])
 
 
 def fitting_prefix(tokenizer: PreTrainedTokenizerFast, demonstrations: Sequence[str], prefix: str, text: str, *, room: int) -> str:
@@ -190,6 +200,12 @@ def _encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, add_spe
 def _prefix_text(tokenizer: PreTrainedTokenizerFast) -> str:
     token_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return "" if token_id is None else str(tokenizer.convert_ids_to_tokens(int(token_id)))
+
+
+def _blank_tokens(tokenizer: PreTrainedTokenizerFast, context: str, continuation: str) -> int:
+    """Return how many tokens of the whole text lie within the white space that the context ends in."""
+    offsets = tokenizer(context + continuation, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return sum(len(context.rstrip()) < stop <= len(context) for _, stop in offsets)
 
 
 def _split(whole: tuple[int, ...], length: int) -> TokenPair:

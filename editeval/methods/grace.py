@@ -28,7 +28,7 @@ from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.adapters_codebook import KEY_POSITIONS, REPLACE, CodebookAdapter, CodebookEntry, Nearest, codebook_delta
 from editeval.inference.edited import EditedModel
-from editeval.inference.encoding import TokenPair, encode_pairs
+from editeval.inference.encoding import TokenPair, answer_after, encode_answers
 from editeval.interfaces import attach
 from editeval.keyvalue.footprint import FLOAT32, PROMPT_TOKENS, TARGET_TOKENS, mlp_maps
 from editeval.keyvalue.footprint_gradient import GradientPass
@@ -263,15 +263,14 @@ def _loss_at_end(lm: LanguageModel, upper: SuffixPass, site: str, pair: TokenPai
 
 
 def _encode(lm: LanguageModel, request: EditRequest) -> TokenPair:
-    """Return prompt and target as the engine scores them, so that the key is where it will be looked for.
+    """Return prompt and target as the engine reads them, so that the key is where it will be looked for.
 
     Raises:
         EditError: they cannot be encoded, or are longer than the model takes.
     """
     try:
-        prompt = request.full_prompt.rstrip(" ")
-        blank = "" if prompt.endswith("\n") else " "  # a chat template begins the answer on a line of its own
-        (pair,) = encode_pairs(lm.tokenizer, [prompt], [f"{blank}{request.target_new}"], special_tokens=None)
+        prompt = request.full_prompt
+        (pair,) = encode_answers(lm.tokenizer, [prompt], [answer_after(prompt, request.target_new)], special_tokens=None)
     except EditevalError as error:
         raise EditError(str(error), request_ids=[request.request_id]) from error
     size = len(pair.context) + len(pair.continuation)

@@ -24,7 +24,19 @@ def llama(load_tiny: Load) -> LanguageModel:
 def test_white_space_before_the_border_belongs_to_the_continuation(llama: LanguageModel) -> None:
     spaced = encode_pairs(llama.tokenizer, ["the town \n"], ["is"], special_tokens=None)
     joined = encode_pairs(llama.tokenizer, ["the town"], [" \nis"], special_tokens=None)
-    assert spaced == joined
+    assert [(pair.context, pair.continuation) for pair in spaced] == [(pair.context, pair.continuation) for pair in joined]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "smollm2"])  # the tiny tokenizer of Llama's kind merges line breaks with what stands around them
+def test_a_pair_knows_where_the_context_of_its_request_ends(kind: str, cache_dir: Path) -> None:
+    tokenizer = tokenizer_of(kind, cache_dir)
+    contexts = ["Who wrote it?", "[user]Who\n[assistant]\n", "\n"]
+    pairs = encode_pairs(tokenizer, contexts, [" She", "She", "She"], special_tokens=None)
+    for context, pair in zip(contexts[:2], pairs[:2], strict=True):
+        assert pair.prompt_tokens == len(encode_texts(tokenizer, [context], special_tokens=None)[0])
+    assert [len(pair.context) for pair in pairs] == [pairs[0].prompt_tokens, pairs[1].prompt_tokens - 1, 1]
+    (nothing,) = encode_pairs(tokenizer, ["the town\n"], [""], special_tokens=None)
+    assert nothing.blanks < len(nothing.continuation)
 
 
 RAW_PROMPTS = ("The capital of France is", "Who wrote Émile?", "In 1998,", "a (so", "", "1 + 1 =")
