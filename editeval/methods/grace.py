@@ -250,13 +250,16 @@ def train_value(
 
 def _loss_at_end(lm: LanguageModel, upper: SuffixPass, site: str, pair: TokenPair) -> Callable[[Tensor], Tensor]:
     """Return the loss as a function of a value that stands at the prompt's last token, by the layers above the site alone."""
-    present = upper.site_outputs[site][0]
     targets = torch.tensor(pair.continuation)
     positions_N = torch.arange(len(targets))
     rows_N = torch.zeros_like(positions_N)
 
     def loss(value: Tensor) -> Tensor:
-        hidden = upper.hidden({site: (value - present)[None]}, rows_N=rows_N, positions_N=positions_N)
+        def put(output_11D: Tensor) -> Tensor:
+            # In place of the output, as at inference: added to it, the difference would round to another value in half precision.
+            return value.to(output_11D.dtype).expand_as(output_11D)
+
+        hidden = upper.hidden_with({site: put}, rows_N=rows_N, positions_N=positions_N)
         return torch.nn.functional.cross_entropy(next_token_logits(lm, hidden), targets.to(hidden.device))
 
     return loss

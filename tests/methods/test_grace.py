@@ -222,6 +222,20 @@ def test_layers_below_the_site_run_as_often_whatever_the_steps(lm: LanguageModel
     assert calls[2] >= 30
 
 
+def test_in_half_precision_the_value_is_trained_as_it_stands_there_later(cache_dir: Path, tmp_path: Path) -> None:
+    """Added to the output as a difference it would be another value, by the rounding of the sum."""
+    lm = TinyModel(name="tiny", architecture="gpt2", cache_dir=cache_dir).load()
+    lm.module.to(torch.bfloat16)
+    _, editor = prepared(lm, tmp_path, layer=1, num_steps=1)
+    given: list[Tensor] = []
+    behind = lm.module.get_submodule("transformer.h.1.mlp.act")
+    handle = behind.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0].detach()))
+    editor.edit([request(2)], seed=3)
+    handle.remove()
+    (in_training,) = (states[0, 0] for states in given if states.shape[1] == 1)
+    assert torch.equal(in_training, cold_value(len(in_training), seed=3).to(torch.bfloat16))
+
+
 def test_a_warm_value_starts_from_what_the_model_does(lm: LanguageModel, tmp_path: Path) -> None:
     model, editor = prepared(lm, tmp_path, value_init="warm", num_steps=1)
     fact = request(4)
