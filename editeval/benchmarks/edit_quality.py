@@ -32,14 +32,23 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from editeval.benchmarks.edit_questions import BaseAnswer, Outcome, Question, joined, ngram_entropy, outcome_of, questions_about
+from editeval.benchmarks.edit_questions import (
+    BaseAnswer,
+    Outcome,
+    Question,
+    ngram_entropy,
+    outcome_of,
+    questions_about,
+    subjects_of,
+)
 from editeval.benchmarks.estimates import mean_and_stderr
 from editeval.inference.edited import ContinuationScore, EditedModel
+from editeval.inference.encoding import answer_after
 from editeval.interfaces import EvaluationContext
 from editeval.types import ConfigError, EditRequest, Evaluation, Measurement, content_key, seed_for
 
 TASK = "facts"
-VERSION = "4"  # raised whenever the same model and facts would give other numbers
+VERSION = "5"  # raised whenever the same model and facts would give other numbers
 STOP = ("\n",)
 FACTS_PER_CALL = 64  # bounds memory and paces the progress display; in float32 results do not depend on it
 
@@ -92,7 +101,7 @@ class EditQuality:
     def evaluate(self, model: EditedModel, context: EvaluationContext) -> Evaluation:
         """Ask about every fact edited so far, or, of the unedited model, about every planned one."""
         facts = list(enumerate(context.edited or context.planned, start=1))
-        subjects = tuple({request.subject.casefold() for _, request in facts})
+        subjects = subjects_of(request for _, request in facts)
         samples: list[dict[str, Any]] = []
         chunks = [facts[start : start + FACTS_PER_CALL] for start in range(0, len(facts), FACTS_PER_CALL)]
         for chunk in context.progress.track(chunks, description="edit quality", total=len(chunks)):
@@ -138,22 +147,26 @@ class EditQuality:
         """
         if not any(request.neighborhood_prompts for _, request in facts):
             return {}
-        blank = [question for position, request in facts for question in questions_about(position, request, (), _Blank())]
+        blank = [question for position, request in facts for question in questions_about(position, request, {}, _Blank())]
 
         def compute() -> dict[str, Any]:
             with model.unedited():
                 texts = self._generate(model, (question.prompt for question in blank))
                 own = {prompt: BaseAnswer(text=text, is_greedy=()) for prompt, text in texts.items()}
-                questions = [question for position, request in facts for question in questions_about(position, request, (), own)]
+                questions = [question for position, request in facts for question in questions_about(position, request, {}, own)]
                 scored = _score(model, [pair for question in questions for pair in question.pairs()])
             answers = {question.prompt: texts[question.prompt] for question in questions if question.base is not None}
             return {
-                prompt: {"text": text, "is_greedy": list(scored[prompt, joined(prompt, text)].token_is_greedy) if text.strip() else []}
+                prompt: {
+                    "text": text,
+                    "is_greedy": list(scored[prompt, answer_after(prompt, text)].token_is_greedy) if text.strip() else [],
+                }
                 for prompt, text in answers.items()
             }
 
         asked = [[question.prompt, question.expected, question.rival] for question in blank]
-        key = content_key({"model": model.lm.fingerprint, "asked": asked, "sharing": repr(model.sharing), "version": 2, **self._answers()})
+        passes = {"sharing": repr(model.sharing), "rounding": model.rounding}
+        key = content_key({"model": model.lm.fingerprint, "asked": asked, "version": 3, **passes, **self._answers()})
         stored = context.cache.json("base-answers", key, compute)
         return {prompt: BaseAnswer(text=entry["text"], is_greedy=tuple(entry["is_greedy"])) for prompt, entry in stored.items()}
 
@@ -169,7 +182,7 @@ def _score(model: EditedModel, pairs: Iterable[tuple[str, str]]) -> dict[tuple[s
     distinct = list(dict.fromkeys(pairs))
     if not distinct:
         return {}
-    scores = model.score([context for context, _ in distinct], [continuation for _, continuation in distinct])
+    scores = model.score_answers([prompt for prompt, _ in distinct], [answer for _, answer in distinct])
     return dict(zip(distinct, scores, strict=True))
 
 
@@ -237,7 +250,7 @@ def _inflation(records: Sequence[Mapping[str, Any]]) -> Iterator[Measurement]:
 
 
 def _of_fact(record: Mapping[str, Any], protocol: str, *, conflict: bool) -> float | None:
-    """Return a fact's mean over its prompts, either those free of edited subjects or those about one."""
+    """Return a fact's mean over its prompts, either those free of other facts' subjects or those about one."""
     outcomes = zip(record["outcomes"][protocol], record["conflict"], strict=True)
     kept = [outcome for outcome, clashes in outcomes if outcome is not None and clashes == conflict]
     return fmean(kept) if kept else None

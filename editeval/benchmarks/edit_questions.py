@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from statistics import fmean
 
 from editeval.datasets.text import contains_answer, normalize_answer, starts_with_answer
 from editeval.inference.edited import ContinuationScore
+from editeval.inference.encoding import answer_after
 from editeval.types import EditRequest
 
-_ANSWER_END = re.compile(r"[.,;:!?](?=\s|$)|\n")
+# A full stop ends nothing after an initial (J. K., U.S.), nor after what is put before a name.
+_INITIAL_OR_TITLE = r"(?<!\b[A-ZÀ-ÖØ-Þ])(?<!\b(?:St|Mt|Ft|Dr|Mr|Ms|Lt))(?<!\b(?:Mrs|Rev|Gen|Col|Gov|Sen|Sgt|Ste))(?<!\b(?:Prof|Capt))"
+_ANSWER_END = re.compile(rf"(?:[,;:!?]|{_INITIAL_OR_TITLE}\.)[.,;:!?]*(?=\s|$)|\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +42,11 @@ class Question:
 
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Yield every (context, continuation) whose probability is needed."""
-        yield self.prompt, joined(self.prompt, self.expected)
+        yield self.prompt, answer_after(self.prompt, self.expected)
         if self.rival is not None:
-            yield self.prompt, joined(self.prompt, self.rival)
+            yield self.prompt, answer_after(self.prompt, self.rival)
         if self.base is not None and self.base.text.strip():
-            yield self.prompt, joined(self.prompt, self.base.text)
+            yield self.prompt, answer_after(self.prompt, self.base.text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +62,19 @@ class Outcome:
     generated: str
 
 
-def questions_about(position: int, request: EditRequest, subjects: Sequence[str], base: Mapping[str, BaseAnswer]) -> Iterator[Question]:
-    """Yield everything that is asked about one fact; `subjects` (casefolded) are those of all edited facts."""
+def subjects_of(requests: Iterable[EditRequest]) -> Counter[str]:
+    """Return how many of these facts each subject (normalised) has."""
+    return Counter(normalize_answer(request.subject) for request in requests)
+
+
+def questions_about(position: int, request: EditRequest, subjects: Mapping[str, int], base: Mapping[str, BaseAnswer]) -> Iterator[Question]:
+    """Yield everything that is asked about one fact; `subjects` are those of all edited facts, this one's among them (`subjects_of`).
+
+    A neighbour's prompt clashes where it names the subject of another edited fact. The fact's own subject is no clash: some data sets ask
+    about other relations of it, which the edit must leave alone.
+    """
+    own = normalize_answer(request.subject)
+    others = [subject for subject, count in subjects.items() if count > (subject == own)]
 
     def ask(
         metric: str, prompt: str, expected: str, rival: str | None, *, own: BaseAnswer | None = None, conflict: bool = False
@@ -82,32 +96,24 @@ def questions_about(position: int, request: EditRequest, subjects: Sequence[str]
     for probe in request.portability:
         yield ask("portability", probe.prompt, probe.answer, None)
     for probe in request.neighborhood_prompts:
-        text = probe.prompt.casefold()
+        text = normalize_answer(probe.prompt)
         # The cheap test first: thousands of subjects meet thousands of prompts.
-        conflict = any(subject in text and contains_answer(text, subject) for subject in subjects)
+        conflict = any(subject in text and contains_answer(text, subject) for subject in others)
         rival = request.target_new if request.target_new != probe.answer else None
         yield ask("locality", probe.prompt, probe.answer, rival, own=base[probe.prompt], conflict=conflict)
 
 
-def joined(prompt: str, answer: str) -> str:
-    """Return the answer as it follows the prompt: after one space, unless the prompt ends in one.
-
-    The space also keeps the answer's first token from merging with the prompt's last.
-    """
-    return answer.strip() if prompt[-1:].isspace() else f" {answer.strip()}"
-
-
 def outcome_of(question: Question, scored: Mapping[tuple[str, str], ContinuationScore], generated: str) -> Outcome:
     """Return what the scores (of every pair of the question) and the free text show."""
-    expected = scored[question.prompt, joined(question.prompt, question.expected)]
-    rival = None if question.rival is None else scored[question.prompt, joined(question.prompt, question.rival)]
+    expected = scored[question.prompt, answer_after(question.prompt, question.expected)]
+    rival = None if question.rival is None else scored[question.prompt, answer_after(question.prompt, question.rival)]
     if question.base is None:
         teacher_forced: float | None = fmean(expected.token_is_greedy)
         generation = float(starts_with_answer(generated, question.expected))
         contains: float | None = float(contains_answer(generated, question.expected))
     else:
         base = question.base
-        again = scored[question.prompt, joined(question.prompt, base.text)].token_is_greedy if base.is_greedy else ()
+        again = scored[question.prompt, answer_after(question.prompt, base.text)].token_is_greedy if base.is_greedy else ()
         # Text read back may be cut into other tokens than were written; only those the unedited model chooses count.
         kept = [now for now, before in zip(again, base.is_greedy, strict=True) if before]
         teacher_forced = fmean(kept) if kept else None
@@ -146,5 +152,10 @@ def ngram_entropy(text: str) -> float:
 
 
 def answer_phrase(text: str) -> str:
-    """Return the words up to the first punctuation mark or line end, normalised: `" Paris, which"` -> `"paris"`."""
-    return normalize_answer(_ANSWER_END.split(text.strip(), maxsplit=1)[0])
+    """Return the first words up to a punctuation mark or line end, normalised: `" Paris, which"` -> `"paris"`.
+
+    Marks before the first word are passed over; a text without any word is returned whole, so that two of them are the same only where
+    they are.
+    """
+    phrases = (normalize_answer(phrase) for phrase in _ANSWER_END.split(text))
+    return next((phrase for phrase in phrases if any(map(str.isalnum, phrase))), normalize_answer(text))

@@ -266,8 +266,15 @@ def last_mention(prompt: str, subject: str) -> int | None:
 
 
 def content_id(folder: str, *, prompt: str, subject: str, target_new: str) -> str:
-    """Return the id of a fact whose source has none: of what is edited alone, so that it is the same in every file."""
-    return f"{folder}/{content_key([prompt, subject, target_new])[:16]}"
+    """Return the id of a fact whose source has none: of what is edited alone, so that it is the same in every file.
+
+    Raises:
+        RowError: text that is not valid Unicode.
+    """
+    try:
+        return f"{folder}/{content_key([prompt, subject, target_new])[:16]}"
+    except UnicodeEncodeError as error:
+        raise RowError(str(error)) from error
 
 
 def _rows_of_lines(data: bytes, file: str) -> Iterator[Row | RowNote]:

@@ -1,7 +1,7 @@
 """A model under edits: the one engine that every number comes from.
 
-`EditedModel` applies recorded edits, takes them back exactly, and answers: `score`, `score_text`, `generate`. All three take text, so
-that shared prefixes, and adapters that route a request or rewrite its context, change no caller.
+`EditedModel` applies recorded edits, takes them back exactly, and answers: `score`, `score_answers`, `score_text`, `generate`. All take
+text, so that shared prefixes, and adapters that route a request or rewrite its context, change no caller.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from editeval.edits.delta import AdapterDelta, Delta, Edit, WeightDelta
 from editeval.inference.adapters import ActivationAdapter, Adapter, ObservableAdapter, PassAdapter, RequestAdapter, Route
-from editeval.inference.encoding import fitting_prefix
+from editeval.inference.encoding import EncodePairs, encode_answers, encode_pairs, fitting_prefix
 from editeval.inference.endings import NO_EARLY_STOPS, EarlyStops
 from editeval.inference.engine import Engine
 from editeval.inference.recall import BaseAnswers, Recorder, Remembered
@@ -85,6 +85,13 @@ class EditedModel:
     def sharing(self) -> Hashable:
         """What decides, beside the requests, which of them share a pass and how: None without an adapter that stands in the model."""
         return self._adapter.sharing if isinstance(self._adapter, ActivationAdapter) else None
+
+    @property
+    def rounding(self) -> tuple[int, str] | None:
+        """What rounding depends on beside the requests: tokens of a pass and kind of device; None in float32, where it is no matter."""
+        if self.lm.module.dtype == torch.float32:
+            return None
+        return self._engine.batch_tokens, self.lm.input_device.type
 
     @property
     def adapter(self) -> Adapter | None:
@@ -175,6 +182,25 @@ class EditedModel:
             EditevalError: a continuation has no token of its own, or does not fit the model.
             ValueError: unequal numbers of contexts and continuations.
         """
+        return self._scores(contexts, continuations, special_tokens, encode_pairs)
+
+    def score_answers(
+        self, prompts: Sequence[str], answers: Sequence[str], *, special_tokens: bool | None = None
+    ) -> list[ContinuationScore]:
+        """Score answers[i] after prompts[i] as they are: what is scored is what `generate` would have to write.
+
+        This is `score` but for prompts that end in white space, as chat templates do: it counts to the prompt. See `answer_after` for
+        the blank between prompt and answer.
+
+        Raises:
+            EditevalError: an answer has no token of its own, or does not fit the model.
+            ValueError: unequal numbers of prompts and answers.
+        """
+        return self._scores(prompts, answers, special_tokens, encode_answers)
+
+    def _scores(
+        self, contexts: Sequence[str], continuations: Sequence[str], special_tokens: bool | None, encode: EncodePairs
+    ) -> list[ContinuationScore]:
         self._check_mode()
         if len(contexts) != len(continuations):
             raise ValueError(f"{len(contexts)} contexts and {len(continuations)} continuations; one continuation a context")
@@ -183,9 +209,9 @@ class EditedModel:
             model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str], adapter: PassAdapter | None
         ) -> list[ContinuationScore]:
             asked = [prefix + contexts[number] for number, prefix in zip(numbers, prefixes, strict=True)]
-            return model._engine.score(asked, [continuations[number] for number in numbers], special_tokens, adapter)
+            return model._engine.score(asked, [continuations[number] for number in numbers], special_tokens, adapter, encode)
 
-        call = ("score", tuple(contexts), tuple(continuations), special_tokens)
+        call = (encode, tuple(contexts), tuple(continuations), special_tokens)
         return self._answers(call, contexts, ask, behind=ANSWER_TOKENS)
 
     def score_text(self, texts: Sequence[str], *, special_tokens: bool | None = None) -> list[ContinuationScore]:

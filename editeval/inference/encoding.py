@@ -3,12 +3,15 @@
 The conventions are lm-eval's (`lm_eval.models.huggingface.HFLM` 0.4.13), so that its log-likelihoods are reproduced: white space at
 a context's end belongs to the continuation, a pair is encoded whole and split after the context's tokens, an empty context is one
 prefix token (beginning of sequence, else end of sequence), and what is too long loses tokens on the left.
+
+Answers to prompts of our own are split elsewhere (`encode_answers`): where the prompt ends, white space and all, as a text is continued.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Protocol
 
 from transformers import PreTrainedTokenizerFast
 
@@ -17,10 +20,29 @@ from editeval.types import EditevalError
 
 @dataclass(frozen=True, kw_only=True)
 class TokenPair:
-    """Token ids of a continuation and of what stands before it; neither is empty."""
+    """Token ids of a continuation and of what stands before it; neither is empty.
+
+    The first `blanks` tokens of the continuation are white space that the request's context ends in (fewer than all).
+    """
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
+    blanks: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Number of tokens up to where the request's context ends."""
+        return len(self.context) + self.blanks
+
+
+class EncodePairs(Protocol):
+    """How contexts and what follows them become token ids."""
+
+    def __call__(
+        self, tokenizer: PreTrainedTokenizerFast, contexts: Sequence[str], continuations: Sequence[str], /, *, special_tokens: bool | None
+    ) -> list[TokenPair]:
+        """Return the token ids of each pair."""
+        ...
 
 
 def prefix_token(tokenizer: PreTrainedTokenizerFast) -> int:
@@ -77,7 +99,43 @@ def encode_pairs(
                 f"continuation {continuation!r} has no token of its own after {context[-80:]!r}; "
                 "give at least one character that the tokenizer does not merge into the context"
             )
-        pairs.append(pair)
+        blanks = _blank_tokens(tokenizer, context, continuation) if len(text) < len(context) else 0
+        pairs.append(replace(pair, blanks=min(blanks, len(pair.continuation) - 1)))
+    return pairs
+
+
+def answer_after(prompt: str, answer: str) -> str:
+    """Return the answer as it follows the prompt: after one space, unless the prompt ends in one.
+
+    The space also keeps the answer's first token from merging with the prompt's last.
+    """
+    return answer.strip() if prompt[-1:].isspace() else f" {answer.strip()}"
+
+
+def encode_answers(
+    tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str], answers: Sequence[str], *, special_tokens: bool | None
+) -> list[TokenPair]:
+    """Return the token ids of each pair, split where a model would begin to write: after the prompt as it is.
+
+    This differs from `encode_pairs` only where a prompt ends in white space, as chat templates do: it belongs to the prompt. Prompt and
+    answer are encoded each by itself where the tokenizer would merge them.
+
+    Raises:
+        EditevalError: an answer has no token of its own.
+        ValueError: unequal numbers of prompts and answers.
+    """
+    pairs = encode_pairs(tokenizer, prompts, answers, special_tokens=special_tokens)
+    blank_ends = [number for number, prompt in enumerate(prompts) if prompt[-1:].isspace()]
+    unique = list(dict.fromkeys(prompts[number] for number in blank_ends))
+    prompt_ids = dict(zip(unique, encode_texts(tokenizer, unique, special_tokens=special_tokens), strict=True))
+    alone = _encode(tokenizer, [answers[number] for number in blank_ends], add_special_tokens=False)
+    for number, answer_ids in zip(blank_ends, alone, strict=True):
+        context = prompt_ids[prompts[number]] or (prefix_token(tokenizer),)
+        whole = pairs[number].context + pairs[number].continuation
+        merges = whole[: len(context)] != context
+        pairs[number] = TokenPair(context=context, continuation=answer_ids if merges else whole[len(context) :])
+        if not pairs[number].continuation:
+            raise EditevalError(f"answer {answers[number]!r} has no token of its own after {prompts[number][-80:]!r}; give one with text")
     return pairs
 
 
@@ -93,7 +151,7 @@ def fit(pair: TokenPair, *, max_length: int) -> TokenPair:
             "shorten it, or score the text in windows with score_text"
         )
     room = max_length + 1 - len(pair.continuation)
-    return TokenPair(context=pair.context[-room:], continuation=pair.continuation)
+    return replace(pair, context=pair.context[-room:])
 
 
 def fitting_prefix(tokenizer: PreTrainedTokenizerFast, demonstrations: Sequence[str], prefix: str, text: str, *, room: int) -> str:
@@ -142,6 +200,12 @@ def _encode(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], *, add_spe
 def _prefix_text(tokenizer: PreTrainedTokenizerFast) -> str:
     token_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     return "" if token_id is None else str(tokenizer.convert_ids_to_tokens(int(token_id)))
+
+
+def _blank_tokens(tokenizer: PreTrainedTokenizerFast, context: str, continuation: str) -> int:
+    """Return how many tokens of the whole text lie within the white space that the context ends in."""
+    offsets = tokenizer(context + continuation, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    return sum(len(context.rstrip()) < stop <= len(context) for _, stop in offsets)
 
 
 def _split(whole: tuple[int, ...], length: int) -> TokenPair:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 
 from editeval.inference.adapters import PassAdapter
-from editeval.inference.encoding import TokenPair, encode_pairs, encode_texts, fit, prefix_token, windows
+from editeval.inference.encoding import EncodePairs, TokenPair, encode_texts, fit, prefix_token, windows
 from editeval.inference.endings import EarlyStops, GenerationLimits
 from editeval.inference.generation import generate_greedy
 from editeval.inference.plan import ScoringPlan, plan_for
@@ -39,17 +39,27 @@ class Engine:
         self._packed: Remembered[PackedPairs] = Remembered(lambda packed: packed.nbytes)
         self._encoded: Remembered[list[array[int]]] = Remembered(lambda texts: sum(4 * len(ids) + 64 for ids in texts))
 
+    @property
+    def batch_tokens(self) -> int:
+        """The most tokens of one pass; fewer than was asked for once the device's memory was too small."""
+        return self._batch_tokens if self._plan is None else self._plan.batch_tokens
+
     def score(
-        self, contexts: Sequence[str], continuations: Sequence[str], special_tokens: bool | None, adapter: PassAdapter | None
+        self,
+        contexts: Sequence[str],
+        continuations: Sequence[str],
+        special_tokens: bool | None,
+        adapter: PassAdapter | None,
+        encode: EncodePairs,
     ) -> list[ContinuationScore]:
-        """Score continuations[i] after contexts[i] (see `EditedModel.score`)."""
+        """Score continuations[i] after contexts[i], encoded (and split) by `encode`."""
         max_length = self._lm.description.max_positions
 
         def pairs() -> list[TokenPair]:
-            encoded = encode_pairs(self._lm.tokenizer, contexts, continuations, special_tokens=special_tokens)
+            encoded = encode(self._lm.tokenizer, contexts, continuations, special_tokens=special_tokens)
             return [fit(pair, max_length=max_length) for pair in encoded]
 
-        return self._score_pairs(("score", tuple(contexts), tuple(continuations), special_tokens), pairs, adapter)
+        return self._score_pairs((encode, tuple(contexts), tuple(continuations), special_tokens), pairs, adapter)
 
     def score_text(self, texts: Sequence[str], prefixes: Sequence[str], special_tokens: bool | None) -> list[ContinuationScore]:
         """Score texts behind prefixes (mostly none)."""

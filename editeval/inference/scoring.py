@@ -87,7 +87,7 @@ def pack_pairs(pairs: Sequence[TokenPair], plan: ScoringPlan, *, adapter: PassAd
 def score_packed(module: PreTrainedModel, packed: PackedPairs, *, adapter: PassAdapter | None = None) -> list[ContinuationScore]:
     """Score every pair; a score depends on its own pair alone (up to the rounding of the model's arithmetic).
 
-    `adapter` acts where each pair's context ends: the one for which the pairs were packed.
+    `adapter` acts where each request's context ends: the one for which the pairs were packed.
     """
     scores: dict[int, ContinuationScore] = {}
     for one in packed.passes:
@@ -101,7 +101,7 @@ def score_packed(module: PreTrainedModel, packed: PackedPairs, *, adapter: PassA
 
 def _query_position(adapter: PassAdapter, pair: TokenPair) -> int:
     """Return where in a pair's tokens the adapter looks; the last token of the continuation is not given to the model."""
-    return adapter.query_position(prompt_tokens=len(pair.context), tokens=len(pair.context) + len(pair.continuation) - 1)
+    return adapter.query_position(prompt_tokens=pair.prompt_tokens, tokens=len(pair.context) + len(pair.continuation) - 1)
 
 
 def _pass(rows: Sequence[Row], pairs: Sequence[TokenPair], plan: ScoringPlan) -> Pass:

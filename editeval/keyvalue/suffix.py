@@ -11,7 +11,7 @@ Shapes: B rows, T positions of the longest row, P positions before the subject's
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -113,9 +113,13 @@ class SuffixPass:
 
         `positions_N` count from the subject's last token of each of `rows_N`, which is position 0; no pair may come twice.
         """
+        return self.hidden_with({path: _adder(added_BD[path]) for path in self._sites}, rows_N=rows_N, positions_N=positions_N)
+
+    def hidden_with(self, changes: Mapping[str, Callable[[Tensor], Tensor]], *, rows_N: Tensor, positions_N: Tensor) -> Tensor:
+        """Return what `hidden` does when each site's output (B, 1, D) there becomes what `changes` makes of it."""
         with ExitStack() as stack:
-            for path in self._sites:
-                stack.enter_context(replace_output(self._lm.module, path, _adder(added_BD[path])))
+            for path, change in changes.items():
+                stack.enter_context(replace_output(self._lm.module, path, change))
             first = first_tensor(self._layers[0](self._first_input, **self._arguments[0]))
         hidden = torch.cat([first, self._later_outputs.to(first.device)], dim=1)
         last = len(self._layers) - 1

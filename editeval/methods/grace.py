@@ -28,7 +28,7 @@ from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.adapters_codebook import KEY_POSITIONS, REPLACE, CodebookAdapter, CodebookEntry, Nearest, codebook_delta
 from editeval.inference.edited import EditedModel
-from editeval.inference.encoding import TokenPair, encode_pairs
+from editeval.inference.encoding import TokenPair, answer_after, encode_answers
 from editeval.interfaces import attach
 from editeval.keyvalue.footprint import FLOAT32, PROMPT_TOKENS, TARGET_TOKENS, mlp_maps
 from editeval.keyvalue.footprint_gradient import GradientPass
@@ -252,28 +252,30 @@ def train_value(
 
 def _loss_at_end(lm: LanguageModel, upper: SuffixPass, site: str, pair: TokenPair) -> Callable[[Tensor], Tensor]:
     """Return the loss as a function of a value that stands at the prompt's last token, by the layers above the site alone."""
-    present = upper.site_outputs[site][0]
     targets = torch.tensor(pair.continuation)
     positions_N = torch.arange(len(targets))
     rows_N = torch.zeros_like(positions_N)
 
     def loss(value: Tensor) -> Tensor:
-        hidden = upper.hidden({site: (value - present)[None]}, rows_N=rows_N, positions_N=positions_N)
+        def put(output_11D: Tensor) -> Tensor:
+            # In place of the output, as at inference: added to it, the difference would round to another value in half precision.
+            return value.to(output_11D.dtype).expand_as(output_11D)
+
+        hidden = upper.hidden_with({site: put}, rows_N=rows_N, positions_N=positions_N)
         return torch.nn.functional.cross_entropy(next_token_logits(lm, hidden), targets.to(hidden.device))
 
     return loss
 
 
 def _encode(lm: LanguageModel, request: EditRequest) -> TokenPair:
-    """Return prompt and target as the engine scores them, so that the key is where it will be looked for.
+    """Return prompt and target as the engine reads them, so that the key is where it will be looked for.
 
     Raises:
         EditError: they cannot be encoded, or are longer than the model takes.
     """
     try:
-        prompt = request.full_prompt.rstrip(" ")
-        blank = "" if prompt.endswith("\n") else " "  # a chat template begins the answer on a line of its own
-        (pair,) = encode_pairs(lm.tokenizer, [prompt], [f"{blank}{request.target_new}"], special_tokens=None)
+        prompt = request.full_prompt
+        (pair,) = encode_answers(lm.tokenizer, [prompt], [answer_after(prompt, request.target_new)], special_tokens=None)
     except EditevalError as error:
         raise EditError(str(error), request_ids=[request.request_id]) from error
     size = len(pair.context) + len(pair.continuation)

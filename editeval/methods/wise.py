@@ -30,7 +30,7 @@ from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.adapters_side_memory import SideMemory, SideMemoryAdapter, SideMemoryRules
 from editeval.inference.edited import EditedModel
-from editeval.inference.encoding import TokenPair, encode_pairs
+from editeval.inference.encoding import TokenPair, answer_after, encode_answers
 from editeval.interfaces import attach
 from editeval.keyvalue.fine_tuning import TargetRow, TuningBatch
 from editeval.keyvalue.footprint import FLOAT32, PROMPT_TOKENS, mlp_maps, prefixed_rows
@@ -223,16 +223,15 @@ class Editor:
         return Edit(deltas=(self.adapter.delta(number, written),), diagnostics=diagnostics)
 
     def _pairs(self, request: EditRequest) -> list[TokenPair]:
-        """Return the prompt behind each context prefix, with the target, as the engine would score them.
+        """Return the prompt behind each context prefix, with the target, as the engine would read them.
 
         Raises:
             EditError: they cannot be encoded, or are longer than the model takes.
         """
-        prompts = [context.replace("{}", request.full_prompt.rstrip(" ")) for context in self.contexts]
-        blanks = ["" if prompt.endswith("\n") else " " for prompt in prompts]
-        targets = [f"{blank}{request.target_new}" for blank in blanks]
+        prompts = [context.replace("{}", request.full_prompt) for context in self.contexts]
+        targets = [answer_after(prompt, request.target_new) for prompt in prompts]
         try:
-            pairs = encode_pairs(self.lm.tokenizer, prompts, targets, special_tokens=None)
+            pairs = encode_answers(self.lm.tokenizer, prompts, targets, special_tokens=None)
         except EditevalError as error:
             raise EditError(str(error), request_ids=[request.request_id]) from error
         size, limit = max(len(pair.context) + len(pair.continuation) for pair in pairs), self.lm.description.max_positions

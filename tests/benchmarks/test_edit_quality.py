@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +18,7 @@ import torch
 
 from editeval.benchmarks import edit_quality
 from editeval.benchmarks.edit_quality import EditQuality
-from editeval.benchmarks.edit_questions import answer_phrase, ngram_entropy
+from editeval.benchmarks.edit_questions import BaseAnswer, answer_phrase, ngram_entropy, questions_about, subjects_of
 from editeval.inference.edited import ContinuationScore, EditedModel
 from editeval.interfaces import Benchmark
 from editeval.types import ConfigError, EditRequest, Evaluation, Measurement, Probe
@@ -34,7 +35,7 @@ class Parrot:
         self.lm = SimpleNamespace(fingerprint=fingerprint)
         self.base, self.edited = dict(base), dict(base) | dict(edited or {})
         self.num_applied = len(edited or {})
-        self.sharing = None
+        self.sharing = self.rounding = None
         self.calls: list[str] = []
         self._is_base = False
 
@@ -51,7 +52,7 @@ class Parrot:
         self.calls.append(f"generate {'base' if self._is_base else 'edited'} {len(contexts)}")
         return [self._say(prompt) for prompt in contexts]
 
-    def score(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[ContinuationScore]:
+    def score_answers(self, contexts: Sequence[str], continuations: Sequence[str]) -> list[ContinuationScore]:
         self.calls.append(f"score {'base' if self._is_base else 'edited'} {len(contexts)}")
         return [self._score(prompt, words.split()) for prompt, words in zip(contexts, continuations, strict=True)]
 
@@ -157,6 +158,28 @@ def test_prompts_about_an_edited_subject_are_set_apart(tmp_path: Path) -> None:
     assert not any(found.metric == "locality_conflict" for found in alone.measurements)
 
 
+def clashes(prompts: Sequence[str], *, subject: str, others: Sequence[str]) -> list[bool]:
+    """Which prompts about the neighbourhood of a fact are set apart when facts about `others` are edited too."""
+    probes = tuple(Probe(prompt=prompt, answer="x") for prompt in prompts)
+    facts = [replace(ROME, request_id=name, subject=name) for name in others]
+    fact = replace(ROME, request_id="own", subject=subject, neighborhood_prompts=probes)
+    base = {prompt: BaseAnswer(text=" x", is_greedy=(True,)) for prompt in prompts}
+    questions = questions_about(1, fact, subjects_of([fact, *facts]), base)
+    return [question.conflict for question in questions if question.metric == "locality"]
+
+
+def test_a_question_about_the_facts_own_subject_is_locality_unless_another_fact_has_it_too() -> None:
+    prompts = ["The mayor of Rome is", "The mayor of Oslo is"]
+    assert clashes(prompts, subject="Rome", others=["Lima"]) == [False, False]
+    assert clashes(prompts, subject="Rome", others=["Lima", "oslo"]) == [False, True]
+    assert clashes(prompts, subject="Rome", others=["Lima", "ROME"]) == [True, False]
+
+
+def test_a_subject_is_found_in_any_unicode_form_and_over_any_white_space() -> None:
+    prompts = [unicodedata.normalize("NFD", "Beyoncé sings in"), "New  York is in", "Beyoncés are"]
+    assert clashes(prompts, subject="Rome", others=["Beyoncé", "New\u00a0York"]) == [True, True, False]
+
+
 def test_inflation_is_what_teacher_forcing_adds_fact_by_fact(tmp_path: Path) -> None:
     # The new target's first word alone is said: half its tokens are right when forced, nothing is when written freely.
     evaluation = measure(Parrot(BASE, EDITED | {"Rome is the capital of": " New York"}), tmp_path, [ROME])
@@ -227,6 +250,17 @@ def test_the_unedited_model_is_asked_in_the_same_calls_as_the_edited_one(tmp_pat
     assert of(evaluation, "locality", "teacher_forced").value == 1.0
 
 
+@pytest.mark.parametrize(("dtype", "computed"), [(torch.float32, 1), (torch.bfloat16, 2)])
+def test_base_answers_in_half_precision_are_those_of_the_same_passes(
+    dtype: torch.dtype, computed: int, tiny: Callable[[str], EditedModel], tmp_path: Path
+) -> None:
+    lm = tiny("gpt2").lm
+    lm.module.to(dtype)
+    for batch_tokens in (4096, 128, 4096):
+        QUALITY.evaluate(EditedModel(lm, batch_tokens=batch_tokens), context_of(tmp_path, planned=[ROME]))
+    assert len(list((tmp_path / "cache").rglob("*base-answers*/*"))) == computed
+
+
 def test_all_prompts_go_to_the_engine_in_one_call_each(tmp_path: Path) -> None:
     model = Parrot(BASE, EDITED)
     measure(model, tmp_path)
@@ -280,6 +314,26 @@ def test_answer_phrase_ends_at_punctuation_that_ends_a_phrase() -> None:
     assert answer_phrase("\n  New   York\nOther") == "new york"
 
 
+def test_answer_phrase_passes_over_marks_before_the_first_word() -> None:
+    assert answer_phrase(", Paris. It") == answer_phrase("... Paris") == answer_phrase(" Paris") == "paris"
+    assert answer_phrase("?! Rome") == "rome"
+
+
+def test_texts_without_a_word_agree_only_where_they_are_the_same() -> None:
+    assert answer_phrase(" !!\n") == "!!"
+    assert len({answer_phrase(text) for text in ("", ".", ". . .", "!!", "-")}) == 5
+
+
+@pytest.mark.parametrize("name", ["St. Louis", "Dr. J. K. Lee", "U.S. Army", "the U.S.", "Ste. Anne", "É. Zola", "John F. Kennedy Jr"])
+def test_a_full_stop_of_an_abbreviation_ends_no_phrase(name: str) -> None:
+    assert answer_phrase(f" {name}, who. They") == name.casefold()
+
+
+def test_a_full_stop_after_a_short_word_ends_a_phrase() -> None:
+    assert answer_phrase(" Rio. It is") == "rio"
+    assert answer_phrase(" the East. St. Louis") == "the east"
+
+
 def test_settings_name_what_the_numbers_depend_on() -> None:
     assert QUALITY.settings() != replace(QUALITY, max_new_tokens=13).settings()
     assert QUALITY.depends_on_requests
@@ -298,6 +352,23 @@ def test_a_bound_that_leaves_no_room_for_a_prompt_is_refused_before_anything_is_
         with pytest.raises(ConfigError, match=rf"edit-quality\.{name}=1024 leaves no room for a prompt in the 1024 positions of"):
             replace(QUALITY, **{name: 1024}, fluency_facts=1).check_model(model)
     replace(QUALITY, fluency_tokens=1024, fluency_facts=0).check_model(model)
+
+
+def test_the_line_break_of_a_chat_template_is_no_part_of_the_answer(tiny: Callable[[str], EditedModel], tmp_path: Path) -> None:
+    """A model that knows its template, and the answer as little as any: forced tokens are the answer's alone."""
+    model = tiny("gpt2")
+    prompt = "[user]Rome is the capital of\n[assistant]\n"
+    (said,) = model.generate([prompt], max_new_tokens=1)
+    other = next(word for word in ("the", "is", "a") if not said.strip().startswith(word))
+    fact = EditRequest(
+        request_id="a", prompt=prompt.replace("Rome", "{}"), subject="Rome", target_new=other, target_true=said.strip() or "b"
+    )
+    evaluation = QUALITY.evaluate(model, context_of(tmp_path, planned=[fact]))
+    assert of(evaluation, "efficacy", "teacher_forced").value == of(evaluation, "efficacy", "generation").value == 0.0
+    (record,) = evaluation.samples
+    ids = model.lm.tokenizer([prompt, other])["input_ids"]
+    logits = model.lm.module(torch.tensor([[*ids[0], *ids[1]]])).logits[0, len(ids[0]) - 1 : -1].log_softmax(-1)
+    assert record["log_prob"] == pytest.approx([float(logits.gather(1, torch.tensor(ids[1])[:, None]).sum())], abs=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])

@@ -24,7 +24,7 @@ class Uniform:
     def __init__(self, log_prob: float, tokens: int) -> None:
         self.log_probs = (log_prob,) * tokens
 
-    def score_text(self, texts: list[str]) -> list[ContinuationScore]:
+    def score_text(self, texts: list[str], **_: Any) -> list[ContinuationScore]:
         log_probs = self.log_probs
         score = ContinuationScore(log_prob=sum(log_probs), token_log_probs=log_probs, token_is_greedy=(False,) * len(log_probs))
         return [score] * len(texts)
@@ -54,6 +54,15 @@ def test_every_number_says_that_lower_is_better_and_counts_tokens(tmp_path: Path
     )
     assert {(found.task, found.higher_is_better, found.n) for found in evaluation.measurements} == {("harbour", False, 150)}
     assert [sample["tokens"] for sample in evaluation.samples] == [TOKENS_PER_SAMPLE, TOKENS_PER_SAMPLE, 150 - 2 * TOKENS_PER_SAMPLE]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_what_is_scored_are_the_tokens_of_the_text_without_a_start_token(
+    architecture: str, tmp_path: Path, tiny: Callable[[str], EditedModel]
+) -> None:
+    model = tiny(architecture)
+    found = Perplexity(text_file=text_file(tmp_path), max_characters=None).evaluate(model, context_of(tmp_path))
+    assert {each.n for each in found.measurements} == {len(model.lm.tokenizer(TEXT, add_special_tokens=False)["input_ids"])}
 
 
 def test_collapsed_model_is_infinitely_perplexed_not_an_error(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,16 @@ def test_a_row_that_cannot_be_an_edit_is_refused_with_its_reason(tmp_path: Path,
     with pytest.raises(DatasetError, match=rf"rows\.jsonl row 2: .*{reason}"):
         dataset(ZsRE, tmp_path, mend_row(), row).load()
     assert len(dataset(ZsRE, tmp_path, mend_row(), row, on_bad_row="skip").load()) == 1
+
+
+@pytest.mark.parametrize("row", [mend_row(alt="Yale\ud800"), knowedit_row(target_new="Yale\ud800")])
+def test_a_target_that_is_no_valid_unicode_is_a_bad_row_like_any_other(tmp_path: Path, row: Fields) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f"{json.dumps(each)}\n" for each in (mend_row(), row)))
+    given = ZsRE(name="set", subset="part", split="test", file=str(path))
+    with pytest.raises(DatasetError, match=r"rows\.jsonl row 2: .*surrogates not allowed"):
+        given.load()
+    assert len(replace(given, on_bad_row="skip").load()) == 1
 
 
 def test_the_id_is_of_what_is_edited_and_not_of_where_the_row_stands(tmp_path: Path) -> None:

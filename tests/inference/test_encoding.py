@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from editeval.inference.encoding import TokenPair, encode_pairs, encode_texts, fit, prefix_token, windows
+from editeval.inference.encoding import TokenPair, answer_after, encode_answers, encode_pairs, encode_texts, fit, prefix_token, windows
 from editeval.models.model import LanguageModel
+from editeval.models.tiny import TinyModel
 from editeval.types import EditevalError
+from tests.benchmarks.conftest import smollm2_folder
 from tests.inference.conftest import Load
 
 
@@ -18,7 +24,55 @@ def llama(load_tiny: Load) -> LanguageModel:
 def test_white_space_before_the_border_belongs_to_the_continuation(llama: LanguageModel) -> None:
     spaced = encode_pairs(llama.tokenizer, ["the town \n"], ["is"], special_tokens=None)
     joined = encode_pairs(llama.tokenizer, ["the town"], [" \nis"], special_tokens=None)
-    assert spaced == joined
+    assert [(pair.context, pair.continuation) for pair in spaced] == [(pair.context, pair.continuation) for pair in joined]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "smollm2"])  # the tiny tokenizer of Llama's kind merges line breaks with what stands around them
+def test_a_pair_knows_where_the_context_of_its_request_ends(kind: str, cache_dir: Path) -> None:
+    tokenizer = tokenizer_of(kind, cache_dir)
+    contexts = ["Who wrote it?", "[user]Who\n[assistant]\n", "\n"]
+    pairs = encode_pairs(tokenizer, contexts, [" She", "She", "She"], special_tokens=None)
+    for context, pair in zip(contexts[:2], pairs[:2], strict=True):
+        assert pair.prompt_tokens == len(encode_texts(tokenizer, [context], special_tokens=None)[0])
+    assert [len(pair.context) for pair in pairs] == [pairs[0].prompt_tokens, pairs[1].prompt_tokens - 1, 1]
+    (nothing,) = encode_pairs(tokenizer, ["the town\n"], [""], special_tokens=None)
+    assert nothing.blanks < len(nothing.continuation)
+
+
+RAW_PROMPTS = ("The capital of France is", "Who wrote Émile?", "In 1998,", "a (so", "", "1 + 1 =")
+ANSWERS = (" the", " New Zealand", " 19", " Émile", ' "x"')
+
+
+def tokenizer_of(kind: str, cache_dir: Path) -> PreTrainedTokenizerFast:
+    if kind != "smollm2":
+        return TinyModel(name="tiny", architecture=kind, cache_dir=cache_dir).tokenizer()
+    loaded: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(smollm2_folder())
+    return loaded
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "smollm2"])
+def test_answers_to_prompts_without_white_space_at_the_end_have_the_tokens_of_the_harness(kind: str, cache_dir: Path) -> None:
+    tokenizer = tokenizer_of(kind, cache_dir)
+    prompts, answers = zip(*itertools.product(RAW_PROMPTS, ANSWERS), strict=True)
+    assert encode_answers(tokenizer, prompts, answers, special_tokens=None) == encode_pairs(
+        tokenizer, prompts, answers, special_tokens=None
+    )
+
+
+@pytest.mark.parametrize("ending", ["\n", "\n\n", " ", " \n"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "smollm2"])
+def test_an_answer_is_scored_after_the_very_tokens_that_generation_reads(kind: str, ending: str, cache_dir: Path) -> None:
+    tokenizer = tokenizer_of(kind, cache_dir)
+    prompt = f"[user]The capital of France is\n[assistant]{ending}"
+    (pair,) = encode_answers(tokenizer, [prompt], [answer_after(prompt, "the")], special_tokens=None)
+    assert pair.context == encode_texts(tokenizer, [prompt], special_tokens=None)[0]
+    assert tokenizer.decode(pair.continuation).strip(" ") == "the"
+    assert len(pair.continuation) == len(tokenizer("the", add_special_tokens=False)["input_ids"])
+
+
+def test_an_answer_of_white_space_alone_is_refused(llama: LanguageModel) -> None:
+    with pytest.raises(EditevalError, match=r"no token of its own after 'the town\\n'"):
+        encode_answers(llama.tokenizer, ["the town\n"], [""], special_tokens=None)
 
 
 def test_pair_is_the_whole_text_cut_after_the_context(llama: LanguageModel) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from editeval.edits.delta import DenseDelta, Edit
-from editeval.inference import engine
+from editeval.inference import encoding, engine
 from editeval.inference.edited import EditedModel
 from editeval.inference.recall import Remembered
 from editeval.models.model import LanguageModel
@@ -47,8 +47,8 @@ def test_requests_that_come_again_are_neither_tokenised_nor_packed_again(
     def never(*_: Any, **__: Any) -> Any:
         raise AssertionError("done twice")
 
-    for name in ("encode_pairs", "encode_texts", "pack_pairs"):
-        monkeypatch.setattr(engine, name, never)
+    monkeypatch.setattr(encoding, "_encode", never)
+    monkeypatch.setattr(engine, "pack_pairs", never)
     assert (model.score(*questions), model.score_text(UNRELATED), model.generate(UNRELATED, max_new_tokens=4)) == before
 
 

@@ -90,6 +90,19 @@ def test_a_prompt_above_the_threshold_is_answered_by_the_copy(model: EditedModel
     assert written == copy_written != unedited
 
 
+def test_the_same_tokens_decide_whether_an_answer_is_written_or_scored(
+    model: EditedModel, lm: LanguageModel, adapter: SideMemoryAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt, sizes = f"{PROMPT}\n", []
+    choose = adapter.choose
+    monkeypatch.setattr(adapter, "choose", lambda inputs: (sizes.append(len(inputs)), choose(inputs))[1])
+    write(model, memory(noise(adapter, lm, seed=0), activation=0.0))
+    model.generate([prompt], max_new_tokens=2)
+    model.score([prompt], ["the"])
+    model.score_answers([prompt], ["the"])
+    assert sizes == [len(lm.tokenizer(prompt)["input_ids"])] * 3
+
+
 def test_the_threshold_is_the_share_of_the_smallest_activation(lm: LanguageModel, adapter: SideMemoryAdapter, model: EditedModel) -> None:
     inputs = site_inputs(lm, adapter, PROMPT)
     difference = noise(adapter, lm, seed=0)

@@ -18,11 +18,13 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.straightforward_gradients import full_grace
+from editeval.benchmarks.edit_quality import EditQuality
 from editeval.edits.delta import CodebookDelta, Edit
 from editeval.files import Cache
 from editeval.inference.adapters_codebook import CodebookAdapter, CodebookEntry, Nearest, codebook_delta
 from editeval.inference.edited import EditedModel
 from editeval.inference.encoding import encode_pairs
+from editeval.interfaces import EvaluationContext
 from editeval.methods import grace as module_under_test
 from editeval.methods.grace import GRACE, HAIR, Editor, cold_value, grow
 from editeval.models.load import description_of, frozen
@@ -220,6 +222,20 @@ def test_layers_below_the_site_run_as_often_whatever_the_steps(lm: LanguageModel
     assert calls[2] >= 30
 
 
+def test_in_half_precision_the_value_is_trained_as_it_stands_there_later(cache_dir: Path, tmp_path: Path) -> None:
+    """Added to the output as a difference it would be another value, by the rounding of the sum."""
+    lm = TinyModel(name="tiny", architecture="gpt2", cache_dir=cache_dir).load()
+    lm.module.to(torch.bfloat16)
+    _, editor = prepared(lm, tmp_path, layer=1, num_steps=1)
+    given: list[Tensor] = []
+    behind = lm.module.get_submodule("transformer.h.1.mlp.act")
+    handle = behind.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0].detach()))
+    editor.edit([request(2)], seed=3)
+    handle.remove()
+    (in_training,) = (states[0, 0] for states in given if states.shape[1] == 1)
+    assert torch.equal(in_training, cold_value(len(in_training), seed=3).to(torch.bfloat16))
+
+
 def test_a_warm_value_starts_from_what_the_model_does(lm: LanguageModel, tmp_path: Path) -> None:
     model, editor = prepared(lm, tmp_path, value_init="warm", num_steps=1)
     fact = request(4)
@@ -234,6 +250,33 @@ def test_a_cold_value_depends_on_the_seed_alone() -> None:
     assert torch.equal(first, cold_value(5, seed=3))
     assert not torch.equal(first, cold_value(5, seed=4))
     assert bool(((first >= 0) & (first < 1)).all())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_an_edit_under_a_chat_template_acts_where_answers_are_scored_and_where_they_are_written(
+    cache_dir: Path, tmp_path: Path, architecture: str
+) -> None:
+    """A template that ends in a line break: the key must be at the break, where generation looks."""
+    lm = TinyModel(name="tiny", architecture=architecture, cache_dir=cache_dir).load()
+    prompt = "[user]The capital of {} is\n[assistant]\n"
+    fact = EditRequest(request_id="a", prompt=prompt, subject="France", target_new="the", target_true="False")
+    model, editor = prepared(lm, tmp_path, layer=1, num_steps=100, learning_rate=0.5, value_init="warm")
+    model.apply(editor.edit([fact], seed=0))
+    quality = EditQuality(max_new_tokens=4, fluency_tokens=5, fluency_facts=0)
+    context = EvaluationContext(num_edits=1, edited=(fact,), planned=(), seed=0, cache=Cache(tmp_path))
+    found = {each.protocol: each.value for each in quality.evaluate(model, context).measurements if each.metric == "efficacy"}
+    assert found["teacher_forced"] == found["generation"] == 1.0
+
+
+def test_a_request_of_the_harness_meets_the_codebook_where_its_context_ends_line_break_and_all(lm: LanguageModel, tmp_path: Path) -> None:
+    prompt = "[user]The capital of {} is\n[assistant]\n"
+    fact = EditRequest(request_id="a", prompt=prompt, subject="France", target_new="the")
+    model, editor = prepared(lm, tmp_path)
+    model.apply(editor.edit([fact], seed=0))
+    (answer,) = model.score_answers([fact.full_prompt], ["the"])
+    (request,) = model.score([fact.full_prompt], ["the"])
+    assert request.num_tokens == answer.num_tokens + 1  # as lm-eval splits it, the line break is scored too
+    assert request.token_log_probs[1:] == pytest.approx(answer.token_log_probs, abs=1e-4)
 
 
 # -- growth (algorithm 1 of the paper) -----------------------------------------------------------------------------------------
