@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -24,13 +23,15 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # hydra then raises its errors instead of print
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Run one trajectory: compose, check, edit, measure, report; or with prepare_only what comes before it."""
+    from editeval.build import folder, switch
     from editeval.experiment import prepare, run
     from editeval.sweep.watch import watching
     from editeval.types import EditevalError
 
     try:
-        with watching(Path(config.paths.runs), HydraConfig.get().overrides.task) as watch:
-            if config.prepare_only:
+        alone = switch(config.prepare_only, "prepare_only")
+        with watching(folder(config.paths.runs, "paths.runs"), HydraConfig.get().overrides.task) as watch:
+            if alone:
                 prepare(config)
             else:
                 run(config, watch)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.errors import HydraException
@@ -97,6 +98,44 @@ def positive(value: Any, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ConfigError(f"{name}={value!r} must be a whole number of at least 1")
     return value
+
+
+def whole(value: Any, name: str) -> int:
+    """Return the value.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name}={_shown(value)} must be a whole number")
+    return value
+
+
+def switch(value: Any, name: str) -> bool:
+    """Return the value.
+
+    Raises:
+        ConfigError: it is neither true nor false.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={_shown(value)} must be true or false")
+    return value
+
+
+def folder(value: Any, name: str) -> Path:
+    """Return the path that the value names.
+
+    Raises:
+        ConfigError: it is no text.
+    """
+    if not isinstance(value, (str, Path)):
+        raise ConfigError(f"{name}={_shown(value)} must be the path of a folder, such as {name}=DIR")
+    return Path(value)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as the command line would have it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 def _check_types(fields: Sequence[dataclasses.Field[Any]], node: DictConfig, where: str) -> None:

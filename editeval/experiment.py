@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from editeval.build import build, positive, resolve, rungs_of
+from editeval.build import build, folder, positive, resolve, rungs_of, switch, whole
 from editeval.datasets.selection import known, known_requests, order
 from editeval.edits.journal import EditJournal
 from editeval.files import Cache
@@ -48,14 +48,9 @@ class RunResult:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment:
-    """Every object of a run, checked, with no weights loaded yet."""
+class RunSettings:
+    """What of a config belongs to no group, checked."""
 
-    source: ModelSource
-    method: EditMethod
-    dataset: EditDataset
-    benchmarks: Mapping[str, Benchmark]
-    callbacks: tuple[Callback, ...]
     rungs: tuple[int, ...]
     batch_size: int
     seed: int
@@ -64,6 +59,17 @@ class Experiment:
     prompt_format: str
     runs: Path
     cache: Cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(RunSettings):
+    """Every object of a run, checked, with no weights loaded yet."""
+
+    source: ModelSource
+    method: EditMethod
+    dataset: EditDataset
+    benchmarks: Mapping[str, Benchmark]
+    callbacks: tuple[Callback, ...]
     config: Mapping[str, Any]
 
 
@@ -86,6 +92,7 @@ def assemble(config: DictConfig) -> Experiment:
     """
     resolved = resolve(config)
     experiment = Experiment(
+        **vars(run_settings(config)),
         source=build(config.model, "model", ModelSource),
         method=build(config.method, "method", EditMethod),
         dataset=build(config.dataset, "dataset", EditDataset),
@@ -93,31 +100,10 @@ def assemble(config: DictConfig) -> Experiment:
         callbacks=tuple(
             build(node, f"{group}.{name}", Callback) for group in ("callback", "logger") for name, node in (config.get(group) or {}).items()
         ),
-        rungs=rungs_of(config.num_edits),
-        batch_size=positive(config.batch_size, "batch_size"),
-        seed=int(config.seed),
-        batch_tokens=positive(config.engine.batch_tokens, "engine.batch_tokens"),
-        packed_bytes=allowed_bytes(config.engine.get("packed_gib")),
-        prompt_format=str(config.get("prompt_format", RAW)),  # a run of before it was a setting has none
-        runs=Path(config.paths.runs),
-        cache=Cache(Path(config.paths.cache)),
         config=resolved,
     )
-    if not experiment.benchmarks:
-        raise ConfigError("benchmark is empty, so nothing would be measured; choose some, such as benchmark=[edit-quality,quick]")
     experiment.method.check(experiment.source.describe())
-    most = experiment.method.max_batch_size
-    if most is not None and experiment.batch_size > most:
-        raise ConfigError(
-            f"method {resolved['method']['name']} writes at most {most} fact(s) an edit, got batch_size={experiment.batch_size}; "
-            "lower batch_size, or choose a method that writes batches, such as method=memit"
-        )
-    if not is_streaming(experiment.method) and experiment.rungs[-1] > 1:
-        facts = experiment.rungs[-1] * experiment.batch_size
-        raise ConfigError(
-            f"method {resolved['method']['name']} writes all facts in one edit, so it has no trajectory of {experiment.rungs[-1]} edits; "
-            f"set batch_size={facts} num_edits=1 for the same {facts} facts"
-        )
+    check_together(config, experiment.method, experiment)
     check_format(experiment.prompt_format)
     if experiment.prompt_format == CHAT:
         check_template(experiment.source.tokenizer(), name=experiment.source.describe().name)
@@ -125,6 +111,51 @@ def assemble(config: DictConfig) -> Experiment:
     for benchmark in experiment.benchmarks.values():
         benchmark.check()
     return experiment
+
+
+def run_settings(config: DictConfig) -> RunSettings:
+    """Return what of a config belongs to no group.
+
+    Raises:
+        ConfigError: names the setting, with what is allowed.
+    """
+    if not isinstance(config.engine, DictConfig):
+        raise ConfigError(f"engine={config.engine!r} must hold batch_tokens and packed_gib; leave it out, or set engine.batch_tokens=...")
+    switch(config.get("prepare_only", False), "prepare_only")
+    if config.paths.get("data") is not None:
+        folder(config.paths.data, "paths.data")
+    return RunSettings(
+        rungs=rungs_of(config.num_edits),
+        batch_size=positive(config.batch_size, "batch_size"),
+        seed=whole(config.seed, "seed"),
+        batch_tokens=positive(config.engine.batch_tokens, "engine.batch_tokens"),
+        packed_bytes=allowed_bytes(config.engine.get("packed_gib")),
+        prompt_format=str(config.get("prompt_format", RAW)),  # a run of before it was a setting has none
+        runs=folder(config.paths.runs, "paths.runs"),
+        cache=Cache(folder(config.paths.cache, "paths.cache")),
+    )
+
+
+def check_together(config: DictConfig, method: EditMethod, settings: RunSettings) -> None:
+    """Check what only shows when parts are put together: the method and the ladder, and that something is measured.
+
+    Raises:
+        ConfigError: a combination that cannot run, with one that can.
+    """
+    if not config.get("benchmark"):
+        raise ConfigError("benchmark is empty, so nothing would be measured; choose some, such as benchmark=[edit-quality,quick]")
+    most = method.max_batch_size
+    if most is not None and settings.batch_size > most:
+        raise ConfigError(
+            f"method {config.method.name} writes at most {most} fact(s) an edit, got batch_size={settings.batch_size}; "
+            "lower batch_size, or choose a method that writes batches, such as method=memit"
+        )
+    if not is_streaming(method) and settings.rungs[-1] > 1:
+        facts = settings.rungs[-1] * settings.batch_size
+        raise ConfigError(
+            f"method {config.method.name} writes all facts in one edit, so it has no trajectory of {settings.rungs[-1]} edits; "
+            f"set batch_size={facts} num_edits=1 for the same {facts} facts"
+        )
 
 
 def execute(experiment: Experiment) -> RunResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from omegaconf import DictConfig
 
 from editeval.experiment import assemble, run
 from editeval.inference.edited import EditedModel
+from editeval.sweep.doctor import diagnose
 from editeval.types import ConfigError
 
 Compose = Callable[..., DictConfig]
@@ -57,3 +59,51 @@ def test_a_benchmark_that_the_model_cannot_read_is_refused_before_the_model_is_a
 def test_a_setting_without_a_value_is_named_on_one_line(compose_config: Compose) -> None:
     with pytest.raises(ConfigError, match=r"^benchmark\.harness\.task has no value yet; set benchmark\.harness\.task=\.\.\.$"):
         assemble(compose_config(*TINY, "benchmark=harness"))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=x", "seed='x' must be a whole number"),
+        ("seed=null", "seed=null must be a whole number"),
+        ("seed=1.5", "seed=1.5 must be a whole number"),
+        ("seed=true", "seed=true must be a whole number"),
+        ("seed=[1,2]", r"seed=\[1, 2\] must be a whole number"),
+        ("prepare_only=no_", "prepare_only='no_' must be true or false"),
+        ("prepare_only=1", "prepare_only=1 must be true or false"),
+        ("paths.runs=null", "paths.runs=null must be the path of a folder"),
+        ("paths.runs=3", "paths.runs=3 must be the path of a folder"),
+        ("paths.cache=null", "paths.cache=null must be the path of a folder"),
+        ("paths.data=3", "paths.data=3 must be the path of a folder"),
+        ("engine=null", "engine=None must hold batch_tokens"),
+    ],
+)
+def test_a_setting_of_no_group_is_checked_by_run_and_doctor(compose_config: Compose, override: str, expected: str) -> None:
+    config = compose_config(*TINY, "benchmark=[edit-quality]", override)
+    with pytest.raises(ConfigError, match=expected):
+        assemble(config)
+    (finding,) = diagnose(config, offline=False).findings
+    assert finding.kind == "missing"
+    assert re.search(expected, finding.text)
+
+
+def test_a_negative_seed_is_a_seed(compose_config: Compose) -> None:
+    assert assemble(compose_config(*TINY, "benchmark=[edit-quality]", "seed=-1")).seed == -1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("batch_size=3", "method=rome"), "writes at most 1 fact"),
+        (("num_edits=2", "method=locft-bf"), "writes all facts in one edit"),
+        (("benchmark=[]",), "benchmark is empty"),
+        (("num_edits=1000000",), "num_edits x batch_size asks for 1000000"),
+    ],
+)
+def test_what_the_run_refuses_is_not_ready_for_the_doctor(compose_config: Compose, overrides: tuple[str, ...], expected: str) -> None:
+    config = compose_config(*TINY, "benchmark=[edit-quality]", "dataset.known_only=false", *overrides)
+    with pytest.raises(ConfigError, match=expected):
+        run(config)
+    diagnosis = diagnose(config, offline=False)
+    assert not diagnosis.ready
+    assert any(finding.kind == "missing" and expected in finding.text for finding in diagnosis.findings)
