@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,6 +142,8 @@ def _shown(value: Any) -> str:
 def _check_types(fields: Sequence[dataclasses.Field[Any]], node: DictConfig, where: str) -> None:
     """Refuse a plain value of another type than its field's: `method.layer=` is an empty text where a number belongs.
 
+    No number may be infinite, and nothing null whose field does not say so.
+
     Raises:
         ConfigError: names field, value and what is allowed.
     """
@@ -148,7 +151,12 @@ def _check_types(fields: Sequence[dataclasses.Field[Any]], node: DictConfig, whe
         allowed = str(field.type).split(" | ")  # annotations are text: what they name need not be imported
         value = node.get(field.name)
         kind = "None" if value is None else type(value).__name__
-        if field.name not in node or kind not in _PLAIN or not set(allowed) <= _PLAIN:
+        if field.name not in node or kind not in _PLAIN:
             continue  # nested nodes and lists are judged by the class itself
-        if kind not in allowed and not (kind == "int" and "float" in allowed):
-            raise ConfigError(f"{where}.{field.name}={value!r} must be {' or '.join(allowed).replace('None', 'null')}, got {kind}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}.{field.name}={value} must be a finite number")
+        if set(allowed) <= _PLAIN:
+            if kind not in allowed and not (kind == "int" and "float" in allowed):
+                raise ConfigError(f"{where}.{field.name}={value!r} must be {' or '.join(allowed).replace('None', 'null')}, got {kind}")
+        elif value is None and not {"None", "Any"} & set(allowed) and "Optional" not in str(field.type):
+            raise ConfigError(f"{where}.{field.name}=null must be a {field.type}; leave it out")

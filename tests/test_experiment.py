@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
+from editeval.build import build
 from editeval.experiment import assemble, run
 from editeval.inference.edited import EditedModel
+from editeval.interfaces import EditMethod
 from editeval.sweep.doctor import diagnose
 from editeval.types import ConfigError
 
@@ -85,6 +87,33 @@ def test_a_setting_of_no_group_is_checked_by_run_and_doctor(compose_config: Comp
     (finding,) = diagnose(config, offline=False).findings
     assert finding.kind == "missing"
     assert re.search(expected, finding.text)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("corpus=null", "method.corpus=null must be a Corpus"),
+        ("corpus=abc", "method.corpus='abc' must be a text to read"),
+        ("context_prefixes=[1]", "context prefix 1 must be a text that holds '{}' exactly once"),
+        ("context_prefixes=abc", "must be a list of texts"),
+        ("prefix_lengths=abc", "must be pairs (tokens, count)"),
+        ("prefix_lengths=null", "method.prefix_lengths=null must be a Sequence"),
+        ("prefix_lengths=[5,5]", "such as [[5,10],[10,10]]; got 5"),
+        ("prefix_lengths=[[5,x]]", "such as [[5,10],[10,10]]; got [5, 'x']"),
+        ("prefix_lengths=[[5,0]]", "such as [[5,10],[10,10]]; got [5, 0]"),
+        ("learning_rate=inf", "method.learning_rate=inf must be a finite number"),
+        ("weight_decay=nan", "method.weight_decay=nan must be a finite number"),
+    ],
+)
+def test_a_setting_of_a_method_that_cannot_work_is_one_sentence(compose_config: Compose, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        build(compose_config("method=rome", "model=tiny-gpt2", f"method.{override}").method, "method", EditMethod)
+
+
+def test_a_method_around_another_is_checked_as_strictly(compose_config: Compose) -> None:
+    config = compose_config("method=rect", "method@of=rome", "model=tiny-gpt2", "of.learning_rate=nan")
+    with pytest.raises(ConfigError, match="learning_rate=nan must be a finite number"):
+        build(config.method, "method", EditMethod)
 
 
 def test_a_negative_seed_is_a_seed(compose_config: Compose) -> None:
