@@ -28,6 +28,7 @@ from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, EvaluationContext, ModelSource, attach
 from editeval.models.load import PretrainedModel
 from editeval.models.packed import allowed_bytes
+from editeval.runner.folder import check_writable
 from editeval.runner.results import SCORES_FILE, ScoreStore
 from editeval.runner.run_files import EDITS_FILE, JOURNAL_FOLDER, read_edits, read_manifest
 from editeval.types import EditevalError, JournalError, SilentProgress, counted
@@ -160,11 +161,12 @@ def export(run_dir: Path | str, to: Path | str, *, num_edits: int | None = None)
     What stands beside the weights is written beside them (`adapter.safetensors`, `adapter.json`); `load_exported` reads both.
 
     Raises:
-        EditevalError: the target folder exists and is not empty.
+        EditevalError: the target folder exists and is not empty, or cannot be written.
     """
     target = Path(to)
-    if target.exists() and any(target.iterdir()):
+    if target.is_dir() and any(target.iterdir()):
         raise EditevalError(f"{target} is not empty; choose a new folder for the export")
+    check_writable(target, setting="--to")  # before the model is loaded
     model = load_edited(run_dir, num_edits=num_edits)
     model.lm.module.save_pretrained(target, safe_serialization=True)
     model.lm.tokenizer.save_pretrained(target)
