@@ -73,7 +73,7 @@ class LayerWalk:
         if not self._prefixed:
             return bare_EK
         prefixed_EPK = self._gather(self._prefixed, site, inputs=True).reshape(self._num_facts, sum(self._group_sizes), -1)
-        means = [group_EGK.mean(dim=1) for group_EGK in prefixed_EPK.split(self._group_sizes, dim=1)]
+        means = [group_EGK.mean(dim=1) for group_EGK in torch.split(prefixed_EPK, self._group_sizes, dim=1)]
         return torch.stack([bare_EK, *means]).mean(dim=0)
 
     def values(self, site: str) -> Tensor:

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,11 +129,9 @@ def diagnose(config: DictConfig, *, offline: bool) -> Diagnosis:
             # A local file that is not there cannot be fetched by the run; what comes from the hub can, where there is network.
             is_local = any(node.get(setting) is not None for setting in ("data", "file"))
             problem = "missing" if offline or is_local else "note"
-            thing = _checked(
-                findings, where, lambda node=node, where=where, kind=kind: _looked_at(build(node, where, kind)), problem=problem
-            )  # type: ignore[misc]
+            thing = _checked(findings, where, partial(_looked_at, node, where, kind), problem=problem)
             if isinstance(thing, EditDataset):
-                _checked(findings, "facts for every edit", lambda thing=thing: _enough_rows(config, thing, settings))  # type: ignore[misc]
+                _checked(findings, "facts for every edit", partial(_enough_rows, config, thing, settings))
     if config.paths.data is not None and (Path(config.paths.data) / MANIFEST).is_file():
         _checked(findings, "files of prefetch", lambda: _prefetched(Path(config.paths.data)))
     findings += _wandb(config)
@@ -220,8 +219,9 @@ def _prompt_format(config: DictConfig, source: PlannableSource) -> None:
         check_template(source.tokenizer(), name=source.name)
 
 
-def _looked_at(thing: Any) -> Any:
+def _looked_at(node: DictConfig, where: str, kind: type[Any]) -> Any:
     """Return a data set or a benchmark whose own check passes."""
+    thing = build(node, where, kind)
     thing.check()
     return thing
 
