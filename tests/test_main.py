@@ -63,7 +63,12 @@ def test_other_words_are_refused(words: list[str], capsys: pytest.CaptureFixture
 
 def test_an_override_in_the_place_of_the_folder_is_an_override(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
-    monkeypatch.setattr("editeval.sweep.show.retry", lambda runs, *, sweep, more, use_queue: asked.extend([runs, sweep, more]) or 0)
+
+    def retry(runs: Path, *, sweep: str | None, more: list[str], use_queue: bool) -> int:
+        asked.extend([runs, sweep, more])
+        return 0
+
+    monkeypatch.setattr("editeval.sweep.show.retry", retry)
     assert main(["retry", "hydra.launcher.timeout_min=600"]) == 0
     assert asked == [Path("runs"), None, ["hydra.launcher.timeout_min=600"]]
 
