@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from editeval.hydra_errors import sentence
+from editeval.hydra_errors import is_about_settings, sentence
 
 FULL_ERROR = "HYDRA_FULL_ERROR"  # hydra then raises its errors instead of printing them over several lines
 
@@ -24,13 +21,15 @@ FULL_ERROR = "HYDRA_FULL_ERROR"  # hydra then raises its errors instead of print
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Run one trajectory: compose, check, edit, measure, report; or with prepare_only what comes before it."""
+    from editeval.build import folder, switch
     from editeval.experiment import prepare, run
     from editeval.sweep.watch import watching
     from editeval.types import EditevalError
 
     try:
-        with watching(Path(config.paths.runs), HydraConfig.get().overrides.task) as watch:
-            if config.prepare_only:
+        alone = switch(config.prepare_only, "prepare_only")
+        with watching(folder(config.paths.runs, "paths.runs"), HydraConfig.get().overrides.task) as watch:
+            if alone:
                 prepare(config)
             else:
                 run(config, watch)
@@ -40,12 +39,17 @@ def main(config: DictConfig) -> None:
         sys.exit(f"error: {error}")
 
 
-if __name__ == "__main__":
+def launch() -> None:
+    """Run `main`; what is wrong with the command line becomes one sentence."""
     wants_traceback = FULL_ERROR in os.environ
     os.environ[FULL_ERROR] = "1"
     try:
         main()
-    except (HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
+    except Exception as error:
+        if wants_traceback or not is_about_settings(error):
             raise
         sys.exit(f"error: {sentence(error, sys.argv[1:])} ({FULL_ERROR}=1 shows where)")
+
+
+if __name__ == "__main__":
+    launch()

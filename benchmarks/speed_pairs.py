@@ -145,6 +145,7 @@ def _spread_pair(setup: Setup, how: FullSpread, solve: Solve, *, once: float | N
     editor = SpreadEditor(
         lm=lm,
         contexts=SPREAD_PREFIXES,
+        group_sizes=(),
         layers=how.layers,
         optimised=how.optimised,
         targets=tuple(Target(edited=edited, moved=moved) for edited, moved in how.targets),

@@ -21,13 +21,31 @@ QUERY_WIDTH = 200  # characters a line where the output is no terminal
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (0 done, 1 a check failed, 2 wrong use)."""
-    options = _parser().parse_args(arguments)
+    options = _options(arguments)
     try:
         status: int = options.command(options)
     except EditevalError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
         return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        advice = "; choose a folder that can be written" if getattr(options, "to", None) else ""
+        print(f"error: {error.filename}: {error.strerror}{advice}", file=sys.stderr)  # noqa: T201
+        return 2
     return status
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command line; overrides may stand anywhere, also behind an option, where argparse does not look for them."""
+    parser = _parser()
+    options, left = parser.parse_known_args(arguments)
+    wrong = [text for text in left if text.startswith("-") or "=" not in text] if "overrides" in options else left
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if left:
+        options.overrides = [*options.overrides, *left]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     retry.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of runs (default: runs)")
     retry.add_argument("--sweep", default=None, help="name of a sweep (default: the newest)")
     retry.add_argument("--no-queue", action="store_true", help="do not ask Slurm")
-    retry.add_argument("more", nargs="*", default=[], help="overrides to add, such as hydra.launcher.timeout_min=600")
+    retry.add_argument("overrides", nargs="*", default=[], help="overrides to add, such as hydra.launcher.timeout_min=600")
     retry.set_defaults(command=_retry)
 
     sync = commands.add_parser("sync", help="bring Weights & Biases up to what is on disk, each row exactly once")
@@ -113,15 +131,15 @@ def _composed(overrides: list[str]) -> DictConfig:
         EditevalError: it does not compose; one sentence.
     """
     from hydra import compose, initialize_config_dir
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
-    from editeval.hydra_errors import CONF, sentence
+    from editeval.hydra_errors import CONF, is_about_settings, sentence
 
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config: DictConfig = compose("config", overrides=overrides)
-    except (HydraException, OmegaConfBaseException) as error:
+    except Exception as error:
+        if not is_about_settings(error):
+            raise
         raise EditevalError(sentence(error, overrides)) from error
     return config
 
@@ -166,7 +184,10 @@ def _status(options: argparse.Namespace) -> int:
 def _retry(options: argparse.Namespace) -> int:
     from editeval.sweep.show import retry
 
-    return retry(options.runs, sweep=options.sweep, more=options.more, use_queue=not options.no_queue)
+    runs, more = options.runs, options.overrides
+    if "=" in str(runs) and not runs.is_dir():  # `retry hydra.launcher.timeout_min=600`: an override where a folder may stand
+        runs, more = Path("runs"), [str(runs), *more]
+    return retry(runs, sweep=options.sweep, more=more, use_queue=not options.no_queue)
 
 
 def _sync(options: argparse.Namespace) -> int:

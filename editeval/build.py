@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.errors import HydraException
@@ -61,9 +63,11 @@ def rungs_of(num_edits: int | ListConfig | Sequence[int] | None) -> tuple[int, .
     """Return the numbers of edits at which to measure: sorted, without repeats, with 0 (the unedited model) first.
 
     Raises:
-        ConfigError: not a non-negative integer or a list of them.
+        ConfigError: not a non-negative integer or a list of them, or an empty list.
     """
     values: list[Any] = list(num_edits) if isinstance(num_edits, (ListConfig, list, tuple)) else [num_edits]
+    if not values:
+        raise ConfigError("num_edits=[] names no number of edits; set num_edits=0 to measure the unedited model alone")
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise ConfigError(
@@ -99,8 +103,48 @@ def positive(value: Any, name: str) -> int:
     return value
 
 
+def whole(value: Any, name: str) -> int:
+    """Return the value.
+
+    Raises:
+        ConfigError: it is no whole number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name}={_shown(value)} must be a whole number")
+    return value
+
+
+def switch(value: Any, name: str) -> bool:
+    """Return the value.
+
+    Raises:
+        ConfigError: it is neither true nor false.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}={_shown(value)} must be true or false")
+    return value
+
+
+def folder(value: Any, name: str) -> Path:
+    """Return the path that the value names.
+
+    Raises:
+        ConfigError: it is no text.
+    """
+    if not isinstance(value, (str, Path)):
+        raise ConfigError(f"{name}={_shown(value)} must be the path of a folder, such as {name}=DIR")
+    return Path(value)
+
+
+def _shown(value: Any) -> str:
+    """Return a value as the command line would have it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 def _check_types(fields: Sequence[dataclasses.Field[Any]], node: DictConfig, where: str) -> None:
     """Refuse a plain value of another type than its field's: `method.layer=` is an empty text where a number belongs.
+
+    No number may be infinite, and nothing null whose field does not say so.
 
     Raises:
         ConfigError: names field, value and what is allowed.
@@ -109,7 +153,12 @@ def _check_types(fields: Sequence[dataclasses.Field[Any]], node: DictConfig, whe
         allowed = str(field.type).split(" | ")  # annotations are text: what they name need not be imported
         value = node.get(field.name)
         kind = "None" if value is None else type(value).__name__
-        if field.name not in node or kind not in _PLAIN or not set(allowed) <= _PLAIN:
+        if field.name not in node or kind not in _PLAIN:
             continue  # nested nodes and lists are judged by the class itself
-        if kind not in allowed and not (kind == "int" and "float" in allowed):
-            raise ConfigError(f"{where}.{field.name}={value!r} must be {' or '.join(allowed).replace('None', 'null')}, got {kind}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{where}.{field.name}={value} must be a finite number")
+        if set(allowed) <= _PLAIN:
+            if kind not in allowed and not (kind == "int" and "float" in allowed):
+                raise ConfigError(f"{where}.{field.name}={value!r} must be {' or '.join(allowed).replace('None', 'null')}, got {kind}")
+        elif value is None and not {"None", "Any"} & set(allowed) and "Optional" not in str(field.type):
+            raise ConfigError(f"{where}.{field.name}=null must be a {field.type}; leave it out")

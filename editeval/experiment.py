@@ -17,7 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from editeval.build import build, positive, resolve, rungs_of
+from editeval.build import build, folder, positive, resolve, rungs_of, switch, whole
 from editeval.datasets.selection import known, known_requests, order
 from editeval.edits.journal import EditJournal
 from editeval.files import Cache
@@ -48,7 +48,21 @@ class RunResult:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Experiment:
+class RunSettings:
+    """What of a config belongs to no group, checked."""
+
+    rungs: tuple[int, ...]
+    batch_size: int
+    seed: int
+    batch_tokens: int
+    packed_bytes: int
+    prompt_format: str
+    runs: Path
+    cache: Cache
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment(RunSettings):
     """Every object of a run, checked, with no weights loaded yet.
 
     `left_out` are the benchmarks that the config names and that ask about facts, in a run that edits none.
@@ -59,14 +73,6 @@ class Experiment:
     dataset: EditDataset
     benchmarks: Mapping[str, Benchmark]
     callbacks: tuple[Callback, ...]
-    rungs: tuple[int, ...]
-    batch_size: int
-    seed: int
-    batch_tokens: int
-    packed_bytes: int
-    prompt_format: str
-    runs: Path
-    cache: Cache
     config: Mapping[str, Any]
     left_out: tuple[str, ...] = ()
 
@@ -89,9 +95,8 @@ def assemble(config: DictConfig) -> Experiment:
         DatasetError: a file or row is wrong.
     """
     resolved = resolve(config)
-    if resolved["num_edits"] == []:
-        raise ConfigError("num_edits=[] names no number of edits; set num_edits=0 to measure the unedited model alone")
     experiment = Experiment(
+        **vars(run_settings(config)),
         source=build(config.model, "model", ModelSource),
         method=build(config.method, "method", EditMethod),
         dataset=build(config.dataset, "dataset", EditDataset),
@@ -99,32 +104,11 @@ def assemble(config: DictConfig) -> Experiment:
         callbacks=tuple(
             build(node, f"{group}.{name}", Callback) for group in ("callback", "logger") for name, node in (config.get(group) or {}).items()
         ),
-        rungs=rungs_of(config.num_edits),
-        batch_size=positive(config.batch_size, "batch_size"),
-        seed=int(config.seed),
-        batch_tokens=positive(config.engine.batch_tokens, "engine.batch_tokens"),
-        packed_bytes=allowed_bytes(config.engine.get("packed_gib")),
-        prompt_format=str(config.get("prompt_format", RAW)),  # a run of before it was a setting has none
-        runs=Path(config.paths.runs),
-        cache=Cache(Path(config.paths.cache)),
         config=resolved,
     )
-    if not experiment.benchmarks:
-        raise ConfigError("benchmark is empty, so nothing would be measured; choose some, such as benchmark=[edit-quality,quick]")
     experiment = _without_facts(experiment)
     experiment.method.check(experiment.source.describe())
-    most = experiment.method.max_batch_size
-    if most is not None and experiment.batch_size > most:
-        raise ConfigError(
-            f"method {resolved['method']['name']} writes at most {most} fact(s) an edit, got batch_size={experiment.batch_size}; "
-            "lower batch_size, or choose a method that writes batches, such as method=memit"
-        )
-    if not is_streaming(experiment.method) and experiment.rungs[-1] > 1:
-        facts = experiment.rungs[-1] * experiment.batch_size
-        raise ConfigError(
-            f"method {resolved['method']['name']} writes all facts in one edit, so it has no trajectory of {experiment.rungs[-1]} edits; "
-            f"set batch_size={facts} num_edits=1 for the same {facts} facts"
-        )
+    check_together(config, experiment.method, experiment)
     check_format(experiment.prompt_format)
     if experiment.prompt_format == CHAT:
         check_template(experiment.source.tokenizer(), name=experiment.source.describe().name)
@@ -151,6 +135,51 @@ def _without_facts(experiment: Experiment) -> Experiment:
         )
     nodes = {name: node for name, node in experiment.config["benchmark"].items() if name in kept}
     return dataclasses.replace(experiment, benchmarks=kept, config={**experiment.config, "benchmark": nodes}, left_out=left_out)
+
+
+def run_settings(config: DictConfig) -> RunSettings:
+    """Return what of a config belongs to no group.
+
+    Raises:
+        ConfigError: names the setting, with what is allowed.
+    """
+    if not isinstance(config.engine, DictConfig):
+        raise ConfigError(f"engine={config.engine!r} must hold batch_tokens and packed_gib; leave it out, or set engine.batch_tokens=...")
+    switch(config.get("prepare_only", False), "prepare_only")
+    if config.paths.get("data") is not None:
+        folder(config.paths.data, "paths.data")
+    return RunSettings(
+        rungs=rungs_of(config.num_edits),
+        batch_size=positive(config.batch_size, "batch_size"),
+        seed=whole(config.seed, "seed"),
+        batch_tokens=positive(config.engine.batch_tokens, "engine.batch_tokens"),
+        packed_bytes=allowed_bytes(config.engine.get("packed_gib")),
+        prompt_format=str(config.get("prompt_format", RAW)),  # a run of before it was a setting has none
+        runs=folder(config.paths.runs, "paths.runs"),
+        cache=Cache(folder(config.paths.cache, "paths.cache")),
+    )
+
+
+def check_together(config: DictConfig, method: EditMethod, settings: RunSettings) -> None:
+    """Check what only shows when parts are put together: the method and the ladder, and that something is measured.
+
+    Raises:
+        ConfigError: a combination that cannot run, with one that can.
+    """
+    if not config.get("benchmark"):
+        raise ConfigError("benchmark is empty, so nothing would be measured; choose some, such as benchmark=[edit-quality,quick]")
+    most = method.max_batch_size
+    if most is not None and settings.batch_size > most:
+        raise ConfigError(
+            f"method {config.method.name} writes at most {most} fact(s) an edit, got batch_size={settings.batch_size}; "
+            "lower batch_size, or choose a method that writes batches, such as method=memit"
+        )
+    if not is_streaming(method) and settings.rungs[-1] > 1:
+        facts = settings.rungs[-1] * settings.batch_size
+        raise ConfigError(
+            f"method {config.method.name} writes all facts in one edit, so it has no trajectory of {settings.rungs[-1]} edits; "
+            f"set batch_size={facts} num_edits=1 for the same {facts} facts"
+        )
 
 
 def execute(experiment: Experiment) -> RunResult:

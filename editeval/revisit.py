@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -26,9 +28,10 @@ from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, EvaluationContext, ModelSource, attach
 from editeval.models.load import PretrainedModel
 from editeval.models.packed import allowed_bytes
-from editeval.runner.results import ScoreStore
-from editeval.runner.run_files import JOURNAL_FOLDER, read_edits, read_manifest
-from editeval.types import EditevalError, JournalError, SilentProgress
+from editeval.runner.folder import check_writable
+from editeval.runner.results import SCORES_FILE, ScoreStore
+from editeval.runner.run_files import EDITS_FILE, JOURNAL_FOLDER, read_edits, read_manifest
+from editeval.types import EditevalError, JournalError, SilentProgress, counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +53,20 @@ def load_edited(run_dir: Path | str, *, num_edits: int | None = None) -> EditedM
     """Return the model as it was after `num_edits` edits of a run (default: all of them), bit for bit.
 
     Raises:
-        JournalError: the journal is damaged, or shorter than `num_edits`.
+        JournalError: the journal is damaged, shorter than `num_edits`, or (by default) than what was logged and measured.
         EditevalError: the folder is no run, or its model's weights are not those that were edited.
     """
     manifest = read_manifest(run_dir)
+    with EditJournal.open(Path(run_dir) / JOURNAL_FOLDER, genesis=manifest["edit_key"]) as journal:
+        return _replayed(run_dir, manifest, journal, num_edits)
+
+
+def _replayed(run_dir: Path | str, manifest: Mapping[str, Any], journal: EditJournal, num_edits: int | None) -> EditedModel:
+    if num_edits is None and (lost := _lost_edits(run_dir, len(journal))) is not None:
+        raise JournalError(f"{run_dir}: {lost}")
+    wanted = len(journal) if num_edits is None else num_edits
+    if wanted > len(journal):
+        raise JournalError(f"{run_dir} holds {len(journal)} edits, not {wanted}")
     source = build(OmegaConf.create(dict(manifest["config"]["model"])), "model", ModelSource)
     engine = manifest["config"]["engine"]
     model = load_for(source, batch_tokens=int(engine["batch_tokens"]), packed_bytes=allowed_bytes(engine.get("packed_gib")))
@@ -64,13 +77,28 @@ def load_edited(run_dir: Path | str, *, num_edits: int | None = None) -> EditedM
         )
     method = build(OmegaConf.create(dict(manifest["config"]["method"])), "method", EditMethod)
     attach(method, model, Cache(Path(manifest["config"]["paths"]["cache"])), SilentProgress())
-    with EditJournal.open(Path(run_dir) / JOURNAL_FOLDER, genesis=manifest["edit_key"]) as journal:
-        wanted = len(journal) if num_edits is None else num_edits
-        if wanted > len(journal):
-            raise JournalError(f"{run_dir} holds {len(journal)} edits, not {wanted}")
-        for entry in journal.entries(0, wanted):
-            model.apply(entry.edit)
+    for entry in journal.entries(0, wanted):
+        model.apply(entry.edit)
     return model
+
+
+def _lost_edits(run_dir: Path | str, held: int) -> str | None:
+    """Return what the run logged or measured beyond the `held` edits of its journal, in words; None where that is nothing.
+
+    An edit is in the journal before it is logged, and logged before it is measured, so only lost files look like this.
+    """
+    logged = max((int(row["step"]) for row in read_edits(run_dir)), default=0)
+    measured = max((score.num_edits for score in ScoreStore(run_dir).scores()), default=0)
+    beyond = [
+        f"{file} {what}"
+        for file, what, step in ((EDITS_FILE, f"logs {logged}", logged), (SCORES_FILE, f"measured {measured}", measured))
+        if step > held
+    ]
+    if not beyond:
+        return None
+    return (
+        f"the journal holds {counted(held, 'edit')}, but {' and '.join(beyond)}; start the run's command again, which makes the others anew"
+    )
 
 
 def verify(run_dir: Path | str, *, rung: int | None = None) -> Verification:
@@ -86,6 +114,9 @@ def verify(run_dir: Path | str, *, rung: int | None = None) -> Verification:
     differences: list[str] = []
     store = ScoreStore(Path(run_dir))
     with EditJournal.open(Path(run_dir) / JOURNAL_FOLDER, genesis=manifest["edit_key"]) as journal:
+        lost = _lost_edits(run_dir, len(journal))
+        if lost is not None:
+            differences.append(lost)
         digests = {0: manifest["model_fingerprint"], **{step: journal.digest_at(step) for step in range(1, len(journal) + 1)}}
         scores = store.scores(digests)
         measured = sorted({score.num_edits for score in scores})
@@ -130,11 +161,12 @@ def export(run_dir: Path | str, to: Path | str, *, num_edits: int | None = None)
     What stands beside the weights is written beside them (`adapter.safetensors`, `adapter.json`); `load_exported` reads both.
 
     Raises:
-        EditevalError: the target folder exists and is not empty.
+        EditevalError: the target folder exists and is not empty, or cannot be written.
     """
     target = Path(to)
-    if target.exists() and any(target.iterdir()):
+    if target.is_dir() and any(target.iterdir()):
         raise EditevalError(f"{target} is not empty; choose a new folder for the export")
+    check_writable(target, setting="--to")  # before the model is loaded
     model = load_edited(run_dir, num_edits=num_edits)
     model.lm.module.save_pretrained(target, safe_serialization=True)
     model.lm.tokenizer.save_pretrained(target)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from omegaconf import DictConfig
 
+from editeval.build import build
 from editeval.experiment import assemble, run
 from editeval.inference.edited import EditedModel
+from editeval.interfaces import EditMethod
+from editeval.sweep.doctor import diagnose
 from editeval.types import ConfigError
 
 Compose = Callable[..., DictConfig]
@@ -76,3 +80,78 @@ def test_a_limit_that_is_no_count_is_one_sentence_before_the_model_is_loaded(com
     ) as raised:
         assemble(compose_config(*TINY, "dataset=facts", "benchmark=piqa", f"benchmark.piqa.limit={limit}"))
     assert "null" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=x", "seed='x' must be a whole number"),
+        ("seed=null", "seed=null must be a whole number"),
+        ("seed=1.5", "seed=1.5 must be a whole number"),
+        ("seed=true", "seed=true must be a whole number"),
+        ("seed=[1,2]", r"seed=\[1, 2\] must be a whole number"),
+        ("prepare_only=no_", "prepare_only='no_' must be true or false"),
+        ("prepare_only=1", "prepare_only=1 must be true or false"),
+        ("paths.runs=null", "paths.runs=null must be the path of a folder"),
+        ("paths.runs=3", "paths.runs=3 must be the path of a folder"),
+        ("paths.cache=null", "paths.cache=null must be the path of a folder"),
+        ("paths.data=3", "paths.data=3 must be the path of a folder"),
+        ("engine=null", "engine=None must hold batch_tokens"),
+    ],
+)
+def test_a_setting_of_no_group_is_checked_by_run_and_doctor(compose_config: Compose, override: str, expected: str) -> None:
+    config = compose_config(*TINY, "benchmark=[edit-quality]", override)
+    with pytest.raises(ConfigError, match=expected):
+        assemble(config)
+    (finding,) = diagnose(config, offline=False).findings
+    assert finding.kind == "missing"
+    assert re.search(expected, finding.text)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("corpus=null", "method.corpus=null must be a Corpus"),
+        ("corpus=abc", "method.corpus='abc' must be a text to read"),
+        ("context_prefixes=[1]", "context prefix 1 must be a text that holds '{}' exactly once"),
+        ("context_prefixes=abc", "must be a list of texts"),
+        ("prefix_lengths=abc", "must be pairs (tokens, count)"),
+        ("prefix_lengths=null", "method.prefix_lengths=null must be a Sequence"),
+        ("prefix_lengths=[5,5]", "such as [[5,10],[10,10]]; got 5"),
+        ("prefix_lengths=[[5,x]]", "such as [[5,10],[10,10]]; got [5, 'x']"),
+        ("prefix_lengths=[[5,0]]", "such as [[5,10],[10,10]]; got [5, 0]"),
+        ("learning_rate=inf", "method.learning_rate=inf must be a finite number"),
+        ("weight_decay=nan", "method.weight_decay=nan must be a finite number"),
+    ],
+)
+def test_a_setting_of_a_method_that_cannot_work_is_one_sentence(compose_config: Compose, override: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        build(compose_config("method=rome", "model=tiny-gpt2", f"method.{override}").method, "method", EditMethod)
+
+
+def test_a_method_around_another_is_checked_as_strictly(compose_config: Compose) -> None:
+    config = compose_config("method=rect", "method@of=rome", "model=tiny-gpt2", "of.learning_rate=nan")
+    with pytest.raises(ConfigError, match="learning_rate=nan must be a finite number"):
+        build(config.method, "method", EditMethod)
+
+
+def test_a_negative_seed_is_a_seed(compose_config: Compose) -> None:
+    assert assemble(compose_config(*TINY, "benchmark=[edit-quality]", "seed=-1")).seed == -1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("batch_size=3", "method=rome"), "writes at most 1 fact"),
+        (("num_edits=2", "method=locft-bf"), "writes all facts in one edit"),
+        (("benchmark=[]",), "benchmark is empty"),
+        (("num_edits=1000000",), "num_edits x batch_size asks for 1000000"),
+    ],
+)
+def test_what_the_run_refuses_is_not_ready_for_the_doctor(compose_config: Compose, overrides: tuple[str, ...], expected: str) -> None:
+    config = compose_config(*TINY, "benchmark=[edit-quality]", "dataset.known_only=false", *overrides)
+    with pytest.raises(ConfigError, match=expected):
+        run(config)
+    diagnosis = diagnose(config, offline=False)
+    assert not diagnosis.ready
+    assert any(finding.kind == "missing" and expected in finding.text for finding in diagnosis.findings)

@@ -176,6 +176,8 @@ def test_a_damaged_journal_is_refused_by_name(finished: tuple[Path, str], cache_
         (("num_edits=-1",), "num_edits"),
         (("num_edits=100000",), "num_edits"),
         (("batch_size=0",), "batch_size"),
+        (("prepare_only=no_",), "prepare_only='no_' must be true or false"),
+        (("logger=null",), "logger=null is not possible; for none write logger=[]"),
         (("batch_size=3",), "writes at most 1 fact"),
         (("dataset=counterfact", "paths.data=/nowhere"), "/nowhere"),
         (("model=pretrained", "model.name_or_path=/no/such/model"), "/no/such/model"),

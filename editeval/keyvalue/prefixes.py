@@ -25,13 +25,31 @@ def check_prefixes(contexts: Sequence[str]) -> None:
     """Check prefixes that were given literally.
 
     Raises:
-        ConfigError: one without exactly one "{}", or none that is the bare "{}" and comes first.
+        ConfigError: one that is no text with exactly one "{}", or none that is the bare "{}" and comes first.
     """
+    if isinstance(contexts, str):
+        raise ConfigError(f"method.context_prefixes={contexts!r} must be a list of texts, the first of them the bare '{{}}'")
     for context in contexts:
-        if context.count(BARE) != 1:
-            raise ConfigError(f"context prefix {context!r} must hold '{{}}' exactly once; correct method.context_prefixes")
+        if not isinstance(context, str) or context.count(BARE) != 1:
+            raise ConfigError(f"context prefix {context!r} must be a text that holds '{{}}' exactly once; correct method.context_prefixes")
     if not contexts or contexts[0] != BARE:
         raise ConfigError(f"the first context prefix must be the bare '{{}}', got {list(contexts)[:1]}; correct method.context_prefixes")
+
+
+def check_lengths(lengths: Sequence[Sequence[int]]) -> None:
+    """Check what prefixes are to be generated.
+
+    Raises:
+        ConfigError: no list of pairs of positive whole numbers.
+    """
+    pairs = lengths if isinstance(lengths, (list, tuple)) else [lengths]
+    for pair in pairs:
+        numbers = pair if isinstance(pair, (list, tuple)) else ()
+        if len(numbers) != 2 or not all(isinstance(number, int) and not isinstance(number, bool) and number > 0 for number in numbers):
+            raise ConfigError(
+                f"method.prefix_lengths={lengths!r} must be pairs (tokens, count) of whole numbers of at least 1, "
+                f"such as [[5,10],[10,10]]; got {pair!r}"
+            )
 
 
 def context_prefixes(lm: LanguageModel, lengths: Sequence[Sequence[int]], *, seed: int, cache: Cache) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from editeval.datasets.corpus import Corpus
 from editeval.files import Cache
 from editeval.keyvalue.covariance import CovarianceSource, missing_covariances
 from editeval.keyvalue.footprint import MapShape, Solver, locate_footprint, mlp_maps
-from editeval.keyvalue.prefixes import check_prefixes, context_prefixes
+from editeval.keyvalue.prefixes import check_lengths, check_prefixes, context_prefixes
 from editeval.keyvalue.spread import Solve, SpreadEditor, Target
 from editeval.keyvalue.target_value import TargetSettings
 from editeval.models.model import LanguageModel
@@ -42,6 +42,11 @@ class LocateSettings:
     def __post_init__(self) -> None:
         if self.context_prefixes is not None:
             check_prefixes(self.context_prefixes)
+        check_lengths(self.prefix_lengths)
+        if not isinstance(self.corpus, Corpus):
+            raise ConfigError(
+                f"method.corpus={self.corpus!r} must be a text to read; choose it by corpus=pydoc, or corpus=text corpus.path=FILE"
+            )
         _ = self.target_settings  # checks the numbers
 
     @property
@@ -104,8 +109,11 @@ class SpreadSettings(LocateSettings):
 
     def shared_settings(self) -> Mapping[str, Any]:
         """Return what an edit depends on among these fields; for `EditMethod.settings`."""
+        # Named only where there are several: one group has always been its own mean.
+        groups = {"keys": "mean over groups"} if len(self.group_sizes) > 1 else {}
         return {
             **self.value_settings(),
+            **groups,
             "layers": None if self.layers is None else list(self.layers),
             "covariance": self.covariance_source.settings(),
         }
@@ -147,11 +155,17 @@ class SpreadSettings(LocateSettings):
                 raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layers")
         return tuple(self.layers)
 
+    @property
+    def group_sizes(self) -> tuple[int, ...]:
+        """How many context prefixes each pair of `prefix_lengths` gives; empty where they were given literally, as one group."""
+        return tuple(count for _, count in self.prefix_lengths) if self.context_prefixes is None else ()
+
     def editor(self, lm: LanguageModel, contexts: tuple[str, ...], layers: tuple[int, ...], solve: Solve) -> SpreadEditor:
         """Return MEMIT's spread with a solve of one's own: the MLPs' output matrices of `layers` move the state after the last of them."""
         return SpreadEditor(
             lm=lm,
             contexts=contexts,
+            group_sizes=self.group_sizes,
             layers=layers,
             optimised=(lm.sites.layers,),
             targets=(Target(edited=lm.sites.mlp_out, moved=lm.sites.layers),),

@@ -60,16 +60,17 @@ def spread(
     targets: Sequence[Target],
     share: Callable[[int], float],
     solve: Solve,
+    group_sizes: Sequence[int] = (),
 ) -> Spread:
     """Return the updates of `layers` that move the outputs at `targets` towards `values`; the model is left as found.
 
-    Updates that are zero are left out. `share` gets the number of layers left, the current one counted.
+    Updates that are zero are left out. `group_sizes`: see `LayerWalk`. `share` gets the number of layers left, the current one counted.
 
     Raises:
         EditError: nothing would change, or a number is not finite.
     """
     ids = [fact.request_id for fact in facts]
-    walk = LayerWalk(lm, facts, first=layers[0], last=layers[-1])
+    walk = LayerWalk(lm, facts, first=layers[0], last=layers[-1], group_sizes=group_sizes)
     updates: list[LowRankDelta] = []
     keys: dict[str, Tensor] = {}
     missing_norms: list[float] = []
@@ -99,10 +100,12 @@ class SpreadEditor:
     """A method bound to a model: where it edits, what it optimises, and how it solves.
 
     Target values are optimised at the modules `optimised` (paths with the layer's number left open) of the last of `layers`.
+    `contexts` are the bare prompt and groups of `group_sizes` prefixes; empty: one group.
     """
 
     lm: LanguageModel
     contexts: tuple[str, ...]
+    group_sizes: tuple[int, ...]
     layers: tuple[int, ...]
     optimised: tuple[str, ...]
     targets: tuple[Target, ...]
@@ -127,7 +130,16 @@ class SpreadEditor:
         facts = [fact_rows(self.lm.tokenizer, request, self.contexts, max_tokens=limit) for request in requests]
         sites = [path.format(self.layers[-1]) for path in self.optimised]
         values = optimise(self.lm, facts, layer=self.layers[-1], sites=sites, settings=self.target_settings, graphs=self.graphs)
-        result = spread(self.lm, facts, values, layers=self.layers, targets=self.targets, share=self.share, solve=self.solve)
+        result = spread(
+            self.lm,
+            facts,
+            values,
+            layers=self.layers,
+            targets=self.targets,
+            share=self.share,
+            solve=self.solve,
+            group_sizes=self.group_sizes,
+        )
         return result, value_diagnostics(values, result)
 
 

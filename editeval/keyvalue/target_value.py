@@ -12,8 +12,9 @@ Facts are independent of each other: their rows share forward passes, their delt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -48,7 +49,7 @@ class TargetSettings:
     `written_kl`. None: no such rule.
 
     Raises:
-        ConfigError: fewer than two steps, or a number that must be positive and is not.
+        ConfigError: fewer than two steps, a number that is not finite, or one that must be positive and is not.
     """
 
     num_steps: int
@@ -63,6 +64,9 @@ class TargetSettings:
     def __post_init__(self) -> None:
         if self.num_steps < 2:
             raise ConfigError(f"num_steps={self.num_steps} makes no update; set method.num_steps to at least 2")
+        for name, value in asdict(self).items():
+            if value is not None and not math.isfinite(value):
+                raise ConfigError(f"{name}={value} must be a finite number; set method.{name}")
         for name in ("learning_rate", "clamp_norm_factor"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0; set method.{name}")

@@ -48,8 +48,11 @@ Updates = Mapping[str, Sequence[Factored]]
 class LayerWalk:
     """Rows standing before one layer, `layer`, with every update of the layers below it in them."""
 
-    def __init__(self, lm: LanguageModel, facts: Sequence[FactRows], *, first: int, last: int) -> None:
-        """Bring the rows of `facts` to layer `first`; `last` is the highest layer that will be asked for."""
+    def __init__(self, lm: LanguageModel, facts: Sequence[FactRows], *, first: int, last: int, group_sizes: Sequence[int] = ()) -> None:
+        """Bring the rows of `facts` to layer `first`; `last` is the highest layer that will be asked for.
+
+        Behind the bare prompt, each fact's rows stand in groups of `group_sizes`; empty: they are one group.
+        """
         self.layer = first
         self._lm = lm
         self._last = last
@@ -59,19 +62,19 @@ class LayerWalk:
         prefixed = [row.token_ids[: row.subject_last + 1] for fact in facts for row in fact.prompts[1:]]
         self._bare = _batches(lm, bare, first=first, last=last)
         self._prefixed = _batches(lm, prefixed, first=first, last=last)
-        self._num_prefixed = len(prefixed) // len(facts)
+        self._group_sizes = list(group_sizes) or [len(prefixed) // len(facts)]
 
     def keys(self, site: str) -> Tensor:
         """Return the keys (E, K), float32, that the linear map at `site` (in the current layer) gets at the subject's last token.
 
-        As published with MEMIT, the bare prompt counts as much as all context prefixes together.
+        As published with MEMIT, a mean over groups: the bare prompt counts as much as all context prefixes of one length together.
         """
         bare_EK = self._gather(self._bare, site, inputs=True)
         if not self._prefixed:
             return bare_EK
-        prefixed_BK = self._gather(self._prefixed, site, inputs=True)
-        means_EK = prefixed_BK.reshape(self._num_facts, self._num_prefixed, -1).mean(dim=1)
-        return (bare_EK + means_EK) / 2
+        prefixed_EPK = self._gather(self._prefixed, site, inputs=True).reshape(self._num_facts, sum(self._group_sizes), -1)
+        means = [group_EGK.mean(dim=1) for group_EGK in torch.split(prefixed_EPK, self._group_sizes, dim=1)]
+        return torch.stack([bare_EK, *means]).mean(dim=0)
 
     def values(self, site: str) -> Tensor:
         """Return the outputs (E, D), float32, of a module in the last layer at the subject's last token of the bare prompt."""

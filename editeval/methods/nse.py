@@ -175,6 +175,7 @@ class Editor:
             values,
             layers=self.layers,
             targets=(Target(edited=sites.mlp_out, moved=sites.layers),),
+            group_sizes=self.settings.group_sizes,
             share=lambda left: 1 / left,
             solve=lambda site, keys_KE: self.memory.neurons[site].solve(keys_KE),
         )
@@ -182,7 +183,7 @@ class Editor:
     def _keys(self, facts: Sequence[FactRows]) -> dict[str, Tensor]:
         """Return the keys (E, K), float32, of all facts by site, in the model's state of this moment."""
         lm = self.model.lm
-        walk = LayerWalk(lm, facts, first=self.layers[0], last=self.layers[-1])
+        walk = LayerWalk(lm, facts, first=self.layers[0], last=self.layers[-1], group_sizes=self.settings.group_sizes)
         keys: dict[str, Tensor] = {}
         for layer in self.layers:
             while walk.layer < layer:

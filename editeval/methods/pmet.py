@@ -105,6 +105,7 @@ class PMET(SpreadSettings):
         return SpreadEditor(
             lm=lm,
             contexts=contexts,
+            group_sizes=self.group_sizes,
             layers=layers,
             optimised=(lm.sites.mlp_out, lm.sites.attention_out),
             targets=tuple(Target(edited=path, moved=path) for path in edited),

@@ -35,7 +35,7 @@ from editeval.interfaces import attach
 from editeval.keyvalue.fine_tuning import TargetRow, TuningBatch
 from editeval.keyvalue.footprint import FLOAT32, PROMPT_TOKENS, mlp_maps, prefixed_rows
 from editeval.keyvalue.footprint_gradient import GradientPass
-from editeval.keyvalue.prefixes import check_prefixes, context_prefixes
+from editeval.keyvalue.prefixes import check_lengths, check_prefixes, context_prefixes
 from editeval.keyvalue.settings import chosen_layer
 from editeval.keyvalue.suffix import pad_rows
 from editeval.models.model import LanguageModel
@@ -92,6 +92,7 @@ class WISE:
                 raise ConfigError(f"{name}={getattr(self, name)} must be above 0 and at most 1; set method.{name}")
         if self.context_prefixes is not None:
             check_prefixes(self.context_prefixes)
+        check_lengths(self.prefix_lengths)
 
     @property
     def rules(self) -> SideMemoryRules:

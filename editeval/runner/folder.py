@@ -17,8 +17,8 @@ from editeval.types import ConfigError
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "hydra-core", "safetensors", "tokenizers")
 
 
-def check_writable(run_dir: Path) -> None:
-    """Make the folder.
+def check_writable(run_dir: Path, *, setting: str = "paths.runs") -> None:
+    """Make the folder; `setting` is what names it.
 
     Raises:
         ConfigError: it cannot be written.
@@ -29,7 +29,7 @@ def check_writable(run_dir: Path) -> None:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"cannot write results to {run_dir}: {error.strerror}; set paths.runs to a folder that can be written") from error
+        raise ConfigError(f"cannot write results to {run_dir}: {error.strerror}; set {setting} to a folder that can be written") from error
 
 
 def origin() -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from omegaconf import DictConfig
 
 from editeval.build import build, rungs_of
 from editeval.datasets.corpus import Corpus
+from editeval.experiment import RunSettings, check_together, run_settings
 from editeval.files import Cache
 from editeval.interfaces import Benchmark, EditDataset, EditMethod, ModelSource, PlannableSource, Predictable, UsesStatistics
 from editeval.models.load import DTYPES, description_of
@@ -99,8 +101,13 @@ class Diagnosis:
 def diagnose(config: DictConfig, *, offline: bool) -> Diagnosis:
     """Look at everything that a composed config needs. The hub must be switched off (HF_HUB_OFFLINE) so that nothing is fetched."""
     findings: list[Finding] = []
+    settings = _checked(findings, "settings of the run", lambda: run_settings(config))
+    if settings is None:
+        return Diagnosis(plan=None, findings=tuple(findings))  # folders and counts are what all else is looked at by
     source = _checked(findings, "model", lambda: build(config.model, "model", ModelSource))
     method = _checked(findings, "method", lambda: build(config.method, "method", EditMethod))
+    if method is not None:
+        _checked(findings, "method and ladder together", lambda: check_together(config, method, settings))
     plan: Plan | None = None
     if isinstance(source, PlannableSource):
         findings += _model_files(source, offline=offline)
@@ -122,7 +129,9 @@ def diagnose(config: DictConfig, *, offline: bool) -> Diagnosis:
             # A local file that is not there cannot be fetched by the run; what comes from the hub can, where there is network.
             is_local = any(node.get(setting) is not None for setting in ("data", "file"))
             problem = "missing" if offline or is_local else "note"
-            _checked(findings, where, lambda node=node, where=where, kind=kind: build(node, where, kind).check(), problem=problem)  # type: ignore[misc]
+            thing = _checked(findings, where, partial(_looked_at, node, where, kind), problem=problem)
+            if isinstance(thing, EditDataset):
+                _checked(findings, "facts for every edit", partial(_enough_rows, config, thing, settings))
     if config.paths.data is not None and (Path(config.paths.data) / MANIFEST).is_file():
         _checked(findings, "files of prefetch", lambda: _prefetched(Path(config.paths.data)))
     findings += _wandb(config)
@@ -208,6 +217,20 @@ def _prompt_format(config: DictConfig, source: PlannableSource) -> None:
     check_format(config.prompt_format)
     if config.prompt_format == CHAT and not source.missing_files():
         check_template(source.tokenizer(), name=source.name)
+
+
+def _looked_at(node: DictConfig, where: str, kind: type[Any]) -> Any:
+    """Return a data set or a benchmark whose own check passes."""
+    thing = build(node, where, kind)
+    thing.check()
+    return thing
+
+
+def _enough_rows(config: DictConfig, dataset: EditDataset, settings: RunSettings) -> None:
+    """Raise ConfigError where there are too few facts; how many of them the model knows is not known yet."""
+    rows, needed = len(dataset.load()), settings.rungs[-1] * settings.batch_size
+    if rows < needed:
+        raise ConfigError(f"dataset {config.dataset.name} has {rows} rows, but num_edits x batch_size asks for {needed}; lower num_edits")
 
 
 def _prefetched(folder: Path) -> None:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -58,12 +57,14 @@ class TrajectorySweeper(Sweeper):  # type: ignore[misc]  # hydra has no types
             HydraException: the grid does not compose; nothing was launched.
             SystemExit: a job failed; the others have run.
         """
+        from editeval.build import folder
         from editeval.sweep.session import Session
         from editeval.types import EditevalError, counted
 
         try:
             jobs = self._jobs(arguments)
-            session = Session.begin(Path(self._config.paths.runs), jobs, command=sys.argv, only=self._only, skip_done=self._skip_done)
+            runs = folder(self._config.paths.runs, "paths.runs")
+            session = Session.begin(runs, jobs, command=sys.argv, only=self._only, skip_done=self._skip_done)
         except EditevalError as error:
             sys.exit(f"error: {error}")
         session.show_plan({job.id: self._names(job) for job in jobs})

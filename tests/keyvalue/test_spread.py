@@ -139,6 +139,21 @@ def test_keys_of_a_higher_layer_feel_the_updates_below_it(make: Make) -> None:
             walk.advance()
 
 
+def test_keys_are_the_published_mean_over_groups_of_prefixes(make: Make) -> None:
+    """MEMIT's compute_ks: the mean within each group, then over the groups, of which the bare prompt is one."""
+    lm = make("gpt2")
+    site = lm.sites.mlp_out.format(1)
+    facts = [fact_rows(lm.tokenizer, request, (*CONTEXTS, "Soon. {}")) for request in REQUESTS]
+
+    def keys_of(number: int) -> Tensor:
+        alone = [replace(fact, prompts=fact.prompts[number : number + 1]) for fact in facts]
+        return LayerWalk(lm, alone, first=1, last=1).keys(site)
+
+    bare, first, second, third = map(keys_of, range(4))
+    for sizes, expected in (((2, 1), (bare + (first + second) / 2 + third) / 3), ((), (bare + (first + second + third) / 3) / 2)):
+        assert relative_error(LayerWalk(lm, facts, first=1, last=1, group_sizes=sizes).keys(site), expected) < 1e-6
+
+
 def test_a_spread_edit_written_into_the_weights_moves_the_values_as_the_walk_said(make: Make) -> None:
     lm = make("qwen2")
     method = Method(lm, attention=False)

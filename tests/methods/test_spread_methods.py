@@ -399,3 +399,11 @@ def test_the_number_of_neighbours_in_an_edit_does_not_change_a_target_value(made
     alone = [editor.edit([request], seed=0).diagnostics["delta_norm"] for request in REQUESTS]
     together = editor.edit(REQUESTS, seed=0).diagnostics["delta_norm"]
     assert together == pytest.approx(sum(alone) / len(alone), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [*SPREAD, "nse"])
+def test_several_pairs_of_prefix_lengths_are_several_groups_and_another_edit_key(method: Callable[..., EditMethod], name: str) -> None:
+    one, two = (method(name, f"method.prefix_lengths={pairs}") for pairs in ("[[3,5]]", "[[3,5],[4,10]]"))
+    literal = method(name, "method.prefix_lengths=[[3,5],[4,10]]", "method.context_prefixes=['{}','So. {}']")
+    assert [made.group_sizes for made in (one, two, literal)] == [(5,), (5, 10), ()]  # type: ignore[attr-defined]
+    assert [made.settings().get("keys") for made in (one, two, literal)] == [None, "mean over groups", None]
