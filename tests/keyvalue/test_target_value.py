@@ -185,7 +185,7 @@ def test_optimising_leaves_weights_gradients_and_random_state_as_found(make: Mak
 
 def test_a_loss_that_is_no_number_names_the_fact(make: Make) -> None:
     lm = make("gpt2")
-    settings = replace(SETTINGS, learning_rate=float("inf"))
+    settings = replace(SETTINGS, learning_rate=1e38, clamp_norm_factor=1e38)
     with pytest.raises(EditError, match=r"learning_rate.*long"):
         optimise(lm, rows_of(lm, REQUESTS[0]), layer=LAYER, sites=SITE_KINDS["mlp"](lm), settings=settings)
 

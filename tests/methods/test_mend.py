@@ -285,7 +285,11 @@ def test_training_ends_early_when_nothing_gets_better(trained: tuple[EditedModel
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"rank": 0}, r"set method\.rank"), ({"edit_weight": 0}, r"set method\.edit_weight"), ({"held_back": 1}, r"method\.held_back")],
+    [
+        ({"rank": 0}, r"method\.rank=0 must be at least 1"),
+        ({"edit_weight": 0}, r"method\.edit_weight=0 must be above 0"),
+        ({"held_back": 1}, r"method\.held_back"),
+    ],
 )
 def test_numbers_that_cannot_work_are_refused(change: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
