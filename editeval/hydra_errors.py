@@ -81,4 +81,5 @@ def _unreadable(override: str) -> str:
 def _nearest(word: str, allowed: Iterable[str]) -> str:
     known = sorted(allowed)
     near = difflib.get_close_matches(word, known, n=1)
-    return (f"did you mean {near[0]!r}? " if near else "") + f"Known: {', '.join(known)}"
+    names = ", ".join(known)
+    return f"did you mean {near[0]!r}? Known: {names}" if near else f"known: {names}"
