@@ -6,8 +6,8 @@
 Every row is one run of the product (what `launch.py` runs) with the method's settings for the model: rows of CounterFact or ZsRE one
 after another, nothing restored (LocFT-BF: all of them as one edit). *Immediate* asks about each fact right after its own edit, *retained*
 about all facts after the last, both by probability and by free generation (`editeval/benchmarks/edit_quality.py`). A run that was
-killed goes on where it stopped. Prints a table, and one JSON line. What a method has in the cache already (second moments, training) is
-no part of the seconds.
+killed goes on where it stopped. Prints a table (seconds are the median edit's), and one JSON line. What a method has in the cache already
+(second moments, training) is no part of the seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script, from anywhere
@@ -133,7 +133,7 @@ def measure(method: str, *, edits: int, dataset: str, data: Path, runs: Path, ov
         config = compose("config", overrides=settings)
     result = run(config, Immediate(Cache(Path(config.paths.cache))))
     retained = {f"{score.metric}.{score.protocol}": score.value for score in result.scores if score.num_edits > 0}
-    asked, _ = read_jsonl(result.run_dir / IMMEDIATE_FILE)
+    asked = {row["step"]: row for row in read_jsonl(result.run_dir / IMMEDIATE_FILE)[0]}.values()  # a step may stand there twice
     names = {name for row in asked for name in row["values"]}
     immediate = {name: fmean([row["values"][name] for row in asked if name in row["values"]]) for name in names}
     log: list[dict[str, Any]] = read_jsonl(result.run_dir / "edits.jsonl")[0]
@@ -145,7 +145,7 @@ def measure(method: str, *, edits: int, dataset: str, data: Path, runs: Path, ov
         immediate=immediate,
         retained=retained,
         weight_norm_ratio=float(log[-1]["weight_norm_ratio"]) if log else 1.0,
-        seconds_per_edit=fmean([float(row["seconds"]) for row in log]) if log else 0.0,
+        seconds_per_edit=median([float(row["seconds"]) for row in log]) if log else 0.0,
         bytes_per_edit=journal / edits,
         dataset=dataset,
         seconds_ready=sum(float(seconds) for session in sessions for name, seconds in session["seconds"].items() if READY in name),

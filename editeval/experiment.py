@@ -297,7 +297,7 @@ def _selected(
     rows = order(experiment.dataset.load(), seed=experiment.seed)
     needed = experiment.rungs[-1] * experiment.batch_size
     name = experiment.config["dataset"]["name"]
-    _require_rows(name, len(rows), needed, "rows")
+    require_rows(name, len(rows), needed, "rows")
     if not experiment.dataset.known_only:
         return rows
 
@@ -316,11 +316,12 @@ def _selected(
     key = content_key({"model": fingerprint, "facts": sorted([request.request_id, request.source_hash] for request in rows)})
     kept = known(rows, experiment.cache.json("known", key, ask))
     progress.message(f"{name}: the unedited model completes {len(kept)} of {len(rows)} facts correctly; these are edited")
-    _require_rows(name, len(kept), needed, "facts that the model knows (dataset.known_only=false edits the others too)")
+    require_rows(name, len(kept), needed, "facts that the model knows (dataset.known_only=false edits the others too)")
     return kept
 
 
-def _require_rows(name: str, got: int, needed: int, what: str) -> None:
+def require_rows(name: str, got: int, needed: int, what: str) -> None:
+    """Raise ConfigError where a data set has fewer facts than the edits of a run take."""
     if got < needed:
         raise ConfigError(
             f"dataset {name} has {got} {what}, but num_edits x batch_size asks for {needed}; lower num_edits or choose another data set"

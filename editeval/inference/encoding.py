@@ -124,18 +124,26 @@ def encode_answers(
         EditevalError: an answer has no token of its own.
         ValueError: unequal numbers of prompts and answers.
     """
-    pairs = encode_pairs(tokenizer, prompts, answers, special_tokens=special_tokens)
-    blank_ends = [number for number, prompt in enumerate(prompts) if prompt[-1:].isspace()]
-    unique = list(dict.fromkeys(prompts[number] for number in blank_ends))
-    prompt_ids = dict(zip(unique, encode_texts(tokenizer, unique, special_tokens=special_tokens), strict=True))
-    alone = _encode(tokenizer, [answers[number] for number in blank_ends], add_special_tokens=False)
-    for number, answer_ids in zip(blank_ends, alone, strict=True):
-        context = prompt_ids[prompts[number]] or (prefix_token(tokenizer),)
-        whole = pairs[number].context + pairs[number].continuation
-        merges = whole[: len(context)] != context
-        pairs[number] = TokenPair(context=context, continuation=answer_ids if merges else whole[len(context) :])
-        if not pairs[number].continuation:
-            raise EditevalError(f"answer {answers[number]!r} has no token of its own after {prompts[number][-80:]!r}; give one with text")
+    if len(prompts) != len(answers):
+        raise ValueError(f"{len(prompts)} prompts and {len(answers)} answers; one answer a prompt")
+    asked = list(zip(prompts, answers, strict=True))
+    plain = [pair for pair in asked if not pair[0][-1:].isspace()]
+    blank_ended = [pair for pair in asked if pair[0][-1:].isspace()]
+    encoded = iter(encode_pairs(tokenizer, [prompt for prompt, _ in plain], [answer for _, answer in plain], special_tokens=special_tokens))
+    unique = list(dict.fromkeys(prompt for prompt, _ in blank_ended))
+    context_of = dict(zip(unique, encode_texts(tokenizer, unique, special_tokens=special_tokens), strict=True))
+    wholes = iter(encode_texts(tokenizer, [prompt + answer for prompt, answer in blank_ended], special_tokens=special_tokens))
+    alone = iter(_encode(tokenizer, [answer for _, answer in blank_ended], add_special_tokens=False))
+    pairs = []
+    for prompt, answer in asked:
+        if prompt not in context_of:
+            pairs.append(next(encoded))
+            continue
+        context, whole, answer_ids = context_of[prompt], next(wholes), next(alone)
+        continuation = whole[len(context) :] if whole[: len(context)] == context else answer_ids
+        if not continuation:
+            raise EditevalError(f"answer {answer!r} has no token of its own after {prompt[-80:]!r}; give one with text")
+        pairs.append(TokenPair(context=context or (prefix_token(tokenizer),), continuation=continuation))
     return pairs
 
 

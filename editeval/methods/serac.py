@@ -25,7 +25,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from editeval.datasets.training import TrainingSet
 from editeval.edits.delta import Edit
 from editeval.files import Cache, file_sha256
 from editeval.inference.adapters import Route
@@ -46,7 +45,7 @@ from editeval.memory.footprint import (
 from editeval.models.load import PretrainedModel, frozen
 from editeval.models.model import LanguageModel
 from editeval.training.archive import read_archive, write_archive
-from editeval.training.settings import LearningSettings
+from editeval.training.settings import LearningSettings, LearnsBeforehand
 from editeval.types import ConfigError, EditevalError, EditRequest, Footprint, ModelDescription, Progress, Workload, content_key
 
 FORMAT_VERSION = 2  # raised when the same rows and settings train other parts than before
@@ -55,7 +54,7 @@ KIND = "serac"  # of the files of these parts
 
 
 @dataclass(frozen=True, kw_only=True)
-class SERAC:
+class SERAC(LearnsBeforehand):
     """SERAC's settings; published numbers are in conf/method/serac.yaml.
 
     `counterfactual` is a model with the tokenizer of the edited one (a Hugging Face id or folder); None: a copy of the edited model.
@@ -65,21 +64,10 @@ class SERAC:
 
     max_batch_size: ClassVar[int | None] = None
 
-    name: str
     encoder: str
     counterfactual: str | None
     similarity: float
     scope_learning_rate: float
-    learning_rate: float
-    gradient_clip: float
-    max_steps: int
-    rows_per_step: int
-    validate_every: int
-    patience: int
-    held_back: float
-    training_seed: int
-    training: TrainingSet
-    archive: str | None
 
     def __post_init__(self) -> None:
         if not 0 < self.similarity < 1:
@@ -161,8 +149,7 @@ class SERAC:
 
     @property
     def _learning_settings(self) -> LearningSettings:
-        names = (name for name in LearningSettings.__dataclass_fields__ if name != "seed")
-        return LearningSettings(**{name: getattr(self, name) for name in names}, seed=self.training_seed)
+        return self.learning_as(LearningSettings)
 
     def _learning(self) -> Mapping[str, Any]:
         return {

@@ -24,7 +24,7 @@ from omegaconf import DictConfig
 
 from editeval.build import build, rungs_of
 from editeval.datasets.corpus import Corpus
-from editeval.experiment import RunSettings, check_together, run_settings
+from editeval.experiment import RunSettings, check_together, require_rows, run_settings
 from editeval.files import Cache
 from editeval.interfaces import Benchmark, EditDataset, EditMethod, ModelSource, PlannableSource, Predictable, UsesStatistics
 from editeval.models.load import DTYPES, description_of
@@ -228,9 +228,7 @@ def _looked_at(node: DictConfig, where: str, kind: type[Any]) -> Any:
 
 def _enough_rows(config: DictConfig, dataset: EditDataset, settings: RunSettings) -> None:
     """Raise ConfigError where there are too few facts; how many of them the model knows is not known yet."""
-    rows, needed = len(dataset.load()), settings.rungs[-1] * settings.batch_size
-    if rows < needed:
-        raise ConfigError(f"dataset {config.dataset.name} has {rows} rows, but num_edits x batch_size asks for {needed}; lower num_edits")
+    require_rows(config.dataset.name, len(dataset.load()), settings.rungs[-1] * settings.batch_size, "rows")
 
 
 def _prefetched(folder: Path) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from editeval.datasets.training import TrainingSet
 from editeval.edits.delta import LowRankDelta
 from editeval.files import Cache, file_sha256
 from editeval.keyvalue.features import editing_features
@@ -21,7 +20,7 @@ from editeval.models.model import LanguageModel
 from editeval.models.sites import Sites
 from editeval.training.archive import read_archive, write_archive
 from editeval.training.hypernetwork import Hypernetwork, NamedMap
-from editeval.training.settings import NetworkLearningSettings
+from editeval.training.settings import LearnsBeforehand, NetworkLearningSettings
 from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, content_key
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ PUBLISHED_LAYERS = 3  # the last ones
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedSettings:
+class TrainedSettings(LearnsBeforehand):
     """Fields of every method that trains a hypernetwork.
 
     `layers` None means the last three; every linear map of their MLPs is edited. `archive` is a trained network's file, to be used
@@ -42,23 +41,12 @@ class TrainedSettings:
     format_version: ClassVar[int]  # raised when the same rows and settings train another network than before
     max_batch_size: ClassVar[int | None] = None
 
-    name: str
     layers: Sequence[int] | None
     rank: int
     edit_learning_rate: float
-    learning_rate: float
     rate_learning_rate: float
     edit_weight: float
     locality_weight: float
-    gradient_clip: float
-    max_steps: int
-    rows_per_step: int
-    validate_every: int
-    patience: int
-    held_back: float
-    training_seed: int
-    training: TrainingSet
-    archive: str | None
 
     def __post_init__(self) -> None:
         if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
@@ -123,8 +111,7 @@ class TrainedSettings:
 
     @property
     def _learning_settings(self) -> NetworkLearningSettings:
-        names = (name for name in NetworkLearningSettings.__dataclass_fields__ if name != "seed")
-        return NetworkLearningSettings(**{name: getattr(self, name) for name in names}, seed=self.training_seed)
+        return self.learning_as(NetworkLearningSettings)
 
     def _learning(self) -> Mapping[str, Any]:
         return {

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
+from editeval.datasets.training import TrainingSet
 from editeval.types import ConfigError
 
 MOST_HELD_BACK = 100  # rows to validate on, whatever the share
+
+S = TypeVar("S", bound="LearningSettings")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,3 +67,33 @@ class NetworkLearningSettings(LearningSettings):
                 raise ConfigError(f"method.{name}={getattr(self, name)} must be above 0")
         if not self.locality_weight >= 0:
             raise ConfigError(f"method.locality_weight={self.locality_weight} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnsBeforehand:
+    """The fields of every method that is trained before its first edit, as they stand in its YAML.
+
+    `training_seed` is the `seed` of `LearningSettings`. `training` are the rows that it learns from; `archive` holds what was trained
+    elsewhere, to be used instead; None: it is trained, or found in the cache.
+    """
+
+    name: str
+    learning_rate: float
+    gradient_clip: float
+    max_steps: int
+    rows_per_step: int
+    validate_every: int
+    patience: int
+    held_back: float
+    training_seed: int
+    training: TrainingSet
+    archive: str | None
+
+    def learning_as(self, kind: type[S]) -> S:
+        """Return the fields that `kind` has, checked.
+
+        Raises:
+            ConfigError: a number that cannot be.
+        """
+        names = (name for name in kind.__dataclass_fields__ if name != "seed")
+        return kind(**{name: getattr(self, name) for name in names}, seed=self.training_seed)
