@@ -1,7 +1,7 @@
 """Seconds an edit, ours against straightforward implementations, in one process and with the same outcomes.
 
     python benchmarks/edit_speed.py --threads 1                                     # every method, two facts, both models
-    python benchmarks/edit_speed.py --threads 1 --models xl-wide --edits 20 --data DIR --out speed.jsonl
+    python benchmarks/edit_speed.py --threads 1 --models xl-wide --edits 20 --data DIR --packed-gib 4 --out speed.jsonl
     python benchmarks/edit_speed.py --threads 1 --models smollm2 --methods kn grace mend
     python benchmarks/edit_speed.py --threads 1 --growth 1000                       # seconds from edit 1 to edit 1,000
     python benchmarks/edit_speed.py --device cuda --methods rome memit alphaedit pmet --models xl-wide --edits 20 --data DIR
@@ -26,7 +26,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,6 +40,7 @@ from benchmarks.speed_pairs import LOCATING, Pair, difference
 from benchmarks.speed_pairs_gradients import GRADIENTS
 from benchmarks.speed_setup import KN_STEPS, MODELS, Setup, facts, mean, timed
 from editeval.files import append_jsonl, read_jsonl
+from editeval.models.packed import PackedWeights, allowed_bytes
 
 METHODS: Mapping[str, Callable[[Setup], Pair]] = {**LOCATING, **GRADIENTS}
 COLUMNS = ("model", "method", "facts", "ours, s/edit", "straightforward", "ratio", "goal", "plain passes an edit", "once a layer")
@@ -72,6 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=None, help="threads of torch; default: its own choice")
     parser.add_argument("--kn-steps", type=int, default=KN_STEPS, help=f"points of KN's integral (published: {KN_STEPS})")
+    parser.add_argument(
+        "--packed-gib", type=float, default=None, help="memory for packed copies of the weights; default: engine.packed_gib's"
+    )
     parser.add_argument("--growth", type=int, default=None, metavar="EDITS", help="instead: seconds an edit over so many edits in sequence")
     options = parser.parse_args(arguments)
     if options.threads is not None:
@@ -82,7 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     records = []
     print(f"| {' | '.join((*COLUMNS, 'largest difference'))} |\n{'|---' * (len(COLUMNS) + 1)}|")
     for name in options.models:
-        setup = Setup(lm=MODELS[name](options.device), kn_steps=options.kn_steps)
+        packed = PackedWeights(most_bytes=allowed_bytes(options.packed_gib))
+        setup = Setup(lm=replace(MODELS[name](options.device), packed=packed), kn_steps=options.kn_steps)
         for method in options.methods:
             pair = METHODS[method](setup)
             timings = compare(setup, method + pair.variant, pair, number=options.edits, data=options.data, out=options.out)
