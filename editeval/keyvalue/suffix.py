@@ -3,7 +3,7 @@
 A causal model's positions before the subject's last token do not depend on anything added there. One pass through the
 whole model therefore gives their attention keys and values once; after that the model's own layers run from the edited layer up, on
 the positions from the subject's last token on. Within the edited layer only that one position runs; in the last layer, what follows
-attention runs at the positions that are looked at.
+attention runs at the positions that are looked at; in those between, MLPs leave out the padding behind shorter rows.
 
 Shapes: B rows, T positions of the longest row, P positions before the subject's last token (at most), S from it on, N looked at, D width.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -84,6 +84,7 @@ class SuffixPass:
         self._sites = tuple(sites)
         paths = (lm.sites.attention_out, lm.sites.mlp)
         self._branches = tuple(lm.module.get_submodule(path.format(lm.description.num_layers - 1)) for path in paths)
+        self._mlps = [lm.layer_module(lm.sites.mlp, index) for index in range(layer, lm.description.num_layers)]
         layer_path = lm.sites.layers.format(layer)
         device = lm.input_device
         num_prefix = _rounded_up(max(row.subject_last for row in rows), multiple)
@@ -92,6 +93,8 @@ class SuffixPass:
         self._width = ids_BT.shape[1]
         self._starts_B = torch.tensor([row.subject_last for row in rows], device=device)
         self._lengths_B = torch.tensor([len(row.input_ids) for row in rows], device=device)
+        # Not where shapes are to be few: how many positions are no padding is a shape of its own.
+        self._real = _real_positions(self._lengths_B - self._starts_B, num_suffix) if multiple == 1 else None
         cache = DynamicCache()
         calls: dict[int, dict[str, Any]] = {}
         with ExitStack() as stack, torch.no_grad():
@@ -124,9 +127,12 @@ class SuffixPass:
         hidden = torch.cat([first, self._later_outputs.to(first.device)], dim=1)
         last = len(self._layers) - 1
         for number in range(1, len(self._layers)):
-            with only_at(self._branches if number == last else (), rows_N, positions_N):
+            with only_at(self._branches, rows_N, positions_N) if number == last else self._without_padding(number):
                 hidden = first_tensor(self._layers[number](hidden, **self._arguments[number]))
         return hidden[rows_N.to(hidden.device), positions_N.to(hidden.device)]
+
+    def _without_padding(self, number: int) -> AbstractContextManager[None]:
+        return nullcontext() if self._real is None else only_at([self._mlps[number]], *self._real)
 
     def tensors(self) -> list[Tensor]:
         """Return every tensor that `hidden` reads beside the model's own and its arguments, in an order that shapes alone decide."""
@@ -156,11 +162,15 @@ def only_at(modules: Sequence[nn.Module], rows_N: Tensor, positions_N: Tensor) -
     def cut(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         states_BSD = arguments[0]
         shapes.append(states_BSD.shape[:2])
-        return (states_BSD[rows_N.to(states_BSD.device), positions_N.to(states_BSD.device)][None], *arguments[1:])
+        return (states_BSD.flatten(0, 1).index_select(0, index(states_BSD))[None], *arguments[1:])
 
     def spread(_: nn.Module, __: tuple[Any, ...], output_1ND: Tensor) -> Tensor:
-        index = (rows_N.to(output_1ND.device), positions_N.to(output_1ND.device))
-        return output_1ND.new_zeros(*shapes.pop(), output_1ND.shape[-1]).index_put(index, output_1ND[0])
+        shape = shapes[-1]
+        nothing = output_1ND.new_zeros(shape.numel(), output_1ND.shape[-1])
+        return nothing.index_copy(0, index(output_1ND), output_1ND[0]).view(*shapes.pop(), -1)
+
+    def index(states: Tensor) -> Tensor:
+        return (rows_N * shapes[-1][1] + positions_N).to(states.device)
 
     shapes: list[torch.Size] = []
     with ExitStack() as stack:
@@ -281,6 +291,15 @@ def call_recorder(calls: dict[int, dict[str, Any]], number: int) -> Any:
         calls[number] = call
 
     return hook
+
+
+def _real_positions(lengths_B: Tensor, width: int) -> tuple[Tensor, Tensor] | None:
+    """Return rows and positions (N) of what is no padding in rows of these lengths; None: nothing is."""
+    real_BS = torch.arange(width, device=lengths_B.device) < lengths_B[:, None]
+    if bool(real_BS.all()):
+        return None
+    rows_N, positions_N = real_BS.nonzero(as_tuple=True)
+    return rows_N, positions_N
 
 
 def _rounded_up(number: int, multiple: int) -> int:

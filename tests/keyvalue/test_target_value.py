@@ -212,3 +212,30 @@ def test_suffix_logits_with_nothing_added_are_the_models_own(make: Make, archite
         hidden_ND = suffix.hidden(nothing, rows_N=torch.full((length,), number), positions_N=torch.arange(length))
         ours = next_token_logits(lm, hidden_ND)
         assert torch.allclose(ours, expected[number, row.subject_last : len(row.input_ids)], atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", SITES)
+def test_padding_behind_shorter_rows_goes_through_no_mlp(make: Make, architecture: str) -> None:
+    lm = make(architecture)
+    (fact,) = rows_of(lm, REQUESTS[0])
+    rows = [*fact.prompts, fact.essence]  # one position of the essence prompt, several of the others
+    lengths = [len(row.input_ids) - row.subject_last for row in rows]
+    assert lengths[-1] == 1 < min(lengths[:-1])
+    site = lm.sites.mlp_out.format(LAYER)
+    suffix = SuffixPass(lm, rows, layer=LAYER, sites=[site])
+    looked_at = torch.tensor([(number, position) for number, length in enumerate(lengths) for position in range(length)])
+    seen: list[int] = []
+    hooks = [
+        lm.layer_module(lm.sites.mlp_out, index).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0][..., 0].numel()))
+        for index in range(LAYER + 1, lm.description.num_layers)
+    ]
+    nothing = {site: torch.zeros_like(suffix.site_outputs[site])}
+    with torch.no_grad():
+        hidden_ND = suffix.hidden(nothing, rows_N=looked_at[:, 0], positions_N=looked_at[:, 1])
+        for hook in hooks:
+            hook.remove()
+        ours = next_token_logits(lm, hidden_ND)
+        whole = lm.module(input_ids=pad_rows([row.input_ids for row in rows], torch.device("cpu"))).logits
+    starts = torch.tensor([row.subject_last for row in rows])
+    assert torch.allclose(ours, whole[looked_at[:, 0], starts[looked_at[:, 0]] + looked_at[:, 1]], atol=1e-4)
+    assert seen == [sum(lengths)] * len(hooks)
