@@ -17,9 +17,10 @@ from benchmarks.straightforward_spread import FullSpread, alphaedit_solve, full_
 from editeval.edits.delta import LowRankDelta
 from editeval.keyvalue.graphs import StepGraphs
 from editeval.keyvalue.null_space import KeyMemory
+from editeval.keyvalue.objective import TargetSettings
 from editeval.keyvalue.solve import regularised_keys
 from editeval.keyvalue.spread import Solve, SpreadEditor, Target
-from editeval.keyvalue.target_value import TargetSettings, fact_rows, optimise
+from editeval.keyvalue.target_value import fact_rows, optimise
 from editeval.methods.rome import rank_one_update
 from editeval.types import EditRequest
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from editeval.keyvalue.lookup import Located
-from editeval.keyvalue.target_value import FactRows, TargetSettings
+from editeval.keyvalue.objective import FactRows, TargetSettings
 from editeval.models.model import LanguageModel
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.straightforward import _states, full_target_value
-from editeval.keyvalue.target_value import FactRows, TargetSettings
+from editeval.keyvalue.objective import FactRows, TargetSettings
 from editeval.models.model import LanguageModel
 
 DenseSolve = Callable[[str, Tensor], Tensor]

@@ -95,6 +95,16 @@ def all_mlp_maps(model: ModelDescription) -> list[MapShape]:
     return [*[into] * len(sites.mlp_in), *mlp_maps(model, 1)]
 
 
+def maps_of(model: ModelDescription, kind: str) -> list[MapShape]:
+    """Return the linear maps of a kind (`models.sites.MAPS`) of one layer's MLP.
+
+    Raises:
+        ConfigError: the model has none of its own.
+    """
+    *into, out = all_mlp_maps(model)
+    return [out] if kind == "mlp_out" else into[: len(sites_for(model.model_type).maps_of(kind))]
+
+
 def attention_maps(model: ModelDescription, count: int) -> list[MapShape]:
     """Return the attention output maps of `count` layers."""
     return [MapShape(d_out=model.hidden_size, d_in=model.hidden_size)] * count

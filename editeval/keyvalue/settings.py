@@ -10,9 +10,9 @@ from editeval.datasets.corpus import Corpus
 from editeval.files import Cache
 from editeval.keyvalue.covariance import CovarianceSource, missing_covariances
 from editeval.keyvalue.footprint import MapShape, Solver, locate_footprint, mlp_maps
+from editeval.keyvalue.objective import TargetSettings
 from editeval.keyvalue.prefixes import check_lengths, check_prefixes, context_prefixes
 from editeval.keyvalue.spread import Solve, SpreadEditor, Target
-from editeval.keyvalue.target_value import TargetSettings
 from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
 from editeval.types import ConfigError, Footprint, ModelDescription, Progress, Workload

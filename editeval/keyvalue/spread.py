@@ -19,8 +19,9 @@ from torch import Tensor
 
 from editeval.edits.delta import Edit, LowRankDelta
 from editeval.keyvalue.graphs import StepGraphs
+from editeval.keyvalue.objective import FactRows, TargetSettings
 from editeval.keyvalue.solve import DependentKeysError
-from editeval.keyvalue.target_value import FactRows, TargetSettings, TargetValue, fact_rows, optimise
+from editeval.keyvalue.target_value import TargetValue, fact_rows, optimise
 from editeval.keyvalue.walk import LayerWalk
 from editeval.models.model import LanguageModel, from_packed_weights
 from editeval.types import EditError, EditRequest

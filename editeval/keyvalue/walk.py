@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from editeval.edits.delta import LowRankDelta
+from editeval.keyvalue.objective import FactRows
 from editeval.keyvalue.suffix import first_tensor
-from editeval.keyvalue.target_value import FactRows
 from editeval.keyvalue.upper import before
 from editeval.models.model import LanguageModel
 from editeval.models.trace import capture, run_until

@@ -29,9 +29,10 @@ from editeval.inference.edited import EditedModel
 from editeval.keyvalue.covariance import key_covariances
 from editeval.keyvalue.footprint import INVERSE, Solver, remembering_keys
 from editeval.keyvalue.graphs import StepGraphs
+from editeval.keyvalue.objective import FactRows
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.spread import Spread, Target, check_batch, spread, value_diagnostics
-from editeval.keyvalue.target_value import FactRows, TargetValue, fact_rows, optimise
+from editeval.keyvalue.target_value import TargetValue, fact_rows, optimise
 from editeval.keyvalue.walk import LayerWalk, updated
 from editeval.types import ConfigError, EditRequest, Footprint, ModelDescription, Progress, Workload
 

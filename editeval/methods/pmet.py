@@ -26,10 +26,10 @@ from editeval.inference.edited import EditedModel
 from editeval.keyvalue.covariance import missing_covariances
 from editeval.keyvalue.footprint import INVERSE, MapShape, Solver, attention_maps
 from editeval.keyvalue.inverse import covariance_solvers
+from editeval.keyvalue.objective import TargetSettings
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.solve import regularised_keys
 from editeval.keyvalue.spread import SpreadEditor, Target
-from editeval.keyvalue.target_value import TargetSettings
 from editeval.models.sites import sites_for
 from editeval.types import ConfigError, ModelDescription, Progress
 

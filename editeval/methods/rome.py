@@ -29,9 +29,10 @@ from editeval.inference.edited import EditedModel
 from editeval.keyvalue.covariance import covariance_factors
 from editeval.keyvalue.footprint import FACTOR, NOTHING, locate_footprint, mlp_maps
 from editeval.keyvalue.graphs import StepGraphs
+from editeval.keyvalue.objective import TargetSettings
 from editeval.keyvalue.settings import LocateSettings, chosen_layer
 from editeval.keyvalue.solve import CholeskyFactor
-from editeval.keyvalue.target_value import TargetSettings, TargetValue, fact_rows, optimise
+from editeval.keyvalue.target_value import TargetValue, fact_rows, optimise
 from editeval.models.model import LanguageModel
 from editeval.models.sites import sites_for
 from editeval.types import ConfigError, EditError, EditRequest, Footprint, ModelDescription, Progress, Workload

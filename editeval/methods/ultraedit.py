@@ -27,13 +27,12 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.features import Features, editing_features
 from editeval.keyvalue.fine_tuning import target_row
-from editeval.keyvalue.footprint import APPLYING, FLOAT32, FLOAT64, MASTERS, PROMPT_TOKENS, MapShape, all_mlp_maps, writing_of
+from editeval.keyvalue.footprint import APPLYING, FLOAT32, FLOAT64, MASTERS, PROMPT_TOKENS, maps_of, writing_of
 from editeval.keyvalue.footprint_gradient import GradientPass
 from editeval.keyvalue.spread import check_batch
-from editeval.models.sites import sites_for
+from editeval.models.sites import MAPS, sites_for
 from editeval.types import ConfigError, EditError, EditRequest, Footprint, ModelDescription, Progress, Workload
 
-MAPS = ("mlp_in", "mlp_gate", "mlp_up", "mlp_out")
 PUBLISHED_DEPTHS = (18 / 28, 26 / 28)  # layers 18 to 26 of GPT-J's 28
 RIDGE = 1.0  # the identity of the paper's normal equations
 PREFIX = "ultraedit"
@@ -77,7 +76,7 @@ class UltraEdit:
     def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
         """Predict memory, disk and operations from shapes. The features of all facts of an edit are on the host."""
         self.check(model)  # below there must be a layer
-        chosen = [(layer, edited) for name, layers in self._layers(model) for layer in layers for edited in _maps(model, name)]
+        chosen = [(layer, edited) for name, layers in self._layers(model) for layer in layers for edited in maps_of(model, name)]
         maps = [edited for _, edited in chosen]
         first, facts = min(layer for layer, _ in chosen), workload.batch_size
         writing, positions = writing_of(maps, workload), facts * PROMPT_TOKENS
@@ -112,11 +111,12 @@ class UltraEdit:
     def _sites(self, model: ModelDescription) -> tuple[str, ...]:
         """Return the paths of the edited maps, in order of kind and layer."""
         found: list[str] = []
+        sites = sites_for(model.model_type)
         for name, layers in self._layers(model):
             for layer in layers:
                 if not 0 <= layer < model.num_layers:
                     raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.maps.{name}")
-                found.extend(path.format(layer) for path in _paths(model, name))
+                found.extend(path.format(layer) for path in sites.maps_of(name))
         if not found:
             raise ConfigError(
                 f"method.maps={dict(self.maps)} names no layer; give one kind of map a layer, such as method.maps.mlp_out=[3]"
@@ -131,21 +131,6 @@ class UltraEdit:
 def _published(model: ModelDescription) -> range:
     first, last = (round(depth * model.num_layers) for depth in PUBLISHED_DEPTHS)
     return range(first, min(last, model.num_layers - 1) + 1)
-
-
-def _paths(model: ModelDescription, name: str) -> tuple[str, ...]:
-    sites = sites_for(model.model_type)
-    if name in ("mlp_in", "mlp_out"):
-        return sites.mlp_in if name == "mlp_in" else (sites.mlp_out,)
-    if len(sites.mlp_in) != 2:
-        raise ConfigError(f"{model.name} has no map {name} of its own; set method.maps to mlp_in or mlp_out")
-    return (sites.mlp_in[0 if name == "mlp_gate" else 1],)
-
-
-def _maps(model: ModelDescription, name: str) -> list[MapShape]:
-    """Return the shapes of the maps of a kind in one layer."""
-    *into, out = all_mlp_maps(model)
-    return [out] if name == "mlp_out" else into[: len(_paths(model, name))]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

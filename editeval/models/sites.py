@@ -14,6 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from editeval.types import ConfigError
 
+MAPS = ("mlp_in", "mlp_gate", "mlp_up", "mlp_out")
+"""Kinds of linear maps of an MLP, as settings name them; `mlp_in` is every map into it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sites:
@@ -74,6 +77,18 @@ class Sites:
                     f"{self.model_type}: {path.format(last)!r} stores {weight.dtype}, quantised weights cannot be edited; "
                     "load the unquantised checkpoint"
                 )
+
+    def maps_of(self, kind: str) -> tuple[str, ...]:
+        """Return the paths of the MLP's linear maps of a kind, one of `MAPS`.
+
+        Raises:
+            ConfigError: a gate or an up map where there is none of its own.
+        """
+        if kind in ("mlp_in", "mlp_out"):
+            return self.mlp_in if kind == "mlp_in" else (self.mlp_out,)
+        if len(self.mlp_in) != 2:
+            raise ConfigError(f"{self.model_type} has no map {kind} of its own; set method.maps to mlp_in or mlp_out")
+        return (self.mlp_in[0 if kind == "mlp_gate" else 1],)
 
     def _paths(self) -> tuple[str, ...]:
         """Return every path of the record."""

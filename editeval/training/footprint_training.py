@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from editeval.keyvalue.footprint import APPLYING, FLOAT32, MASTERS, PROMPT_TOKENS, TARGET_TOKENS, MapShape, all_mlp_maps, writing_of
 from editeval.keyvalue.footprint_gradient import ADAM_OPERATIONS, GradientPass
+from editeval.models.sites import sites_for
 from editeval.training.lessons import KEPT_LESSONS
 from editeval.training.settings import MOST_HELD_BACK
 from editeval.types import Footprint, ModelDescription, Workload
@@ -59,7 +60,9 @@ def network_footprint(
     In training a row is asked `lessons_per_row` lessons, and the passes of `rows_in_memory` rows are kept at once.
     """
     layers = settings.layers_of(model)
-    maps = [(edited, _positions(layer, model)) for layer in layers for edited in all_mlp_maps(model)]
+    sites, chosen = sites_for(model.model_type), settings.maps_of(model)
+    each = [edited for path, edited in zip((*sites.mlp_in, sites.mlp_out), all_mlp_maps(model), strict=True) if path in chosen]
+    maps = [(edited, _positions(layer, model)) for layer in layers for edited in each]
     shapes = [edited for edited, _ in maps]
     parameters = network_parameters(shapes, rank=settings.rank)
     writing = writing_of(shapes, workload)

@@ -17,7 +17,7 @@ from editeval.files import Cache, file_sha256
 from editeval.keyvalue.features import editing_features
 from editeval.keyvalue.fine_tuning import target_row
 from editeval.models.model import LanguageModel
-from editeval.models.sites import Sites
+from editeval.models.sites import MAPS, sites_for
 from editeval.training.archive import read_archive, write_archive
 from editeval.training.hypernetwork import Hypernetwork, NamedMap
 from editeval.training.settings import LearnsBeforehand, NetworkLearningSettings
@@ -33,7 +33,8 @@ PUBLISHED_LAYERS = 3  # the last ones
 class TrainedSettings(LearnsBeforehand):
     """Fields of every method that trains a hypernetwork.
 
-    `layers` None means the last three; every linear map of their MLPs is edited. `archive` is a trained network's file, to be used
+    `layers` None means the last three; `maps` are the kinds of linear maps of their MLPs that are edited (`models.sites.MAPS`), None every
+    one. `archive` is a trained network's file, to be used
     instead of training; None: from the cache, where training on `training` puts it.
     """
 
@@ -42,6 +43,7 @@ class TrainedSettings(LearnsBeforehand):
     max_batch_size: ClassVar[int | None] = None
 
     layers: Sequence[int] | None
+    maps: Sequence[str] | None = None
     rank: int
     edit_learning_rate: float
     rate_learning_rate: float
@@ -51,6 +53,8 @@ class TrainedSettings(LearnsBeforehand):
     def __post_init__(self) -> None:
         if self.layers is not None and (not self.layers or list(self.layers) != sorted(set(self.layers))):
             raise ConfigError(f"method.layers={list(self.layers)} must be layers in rising order, each once, such as [27,28,29]")
+        if self.maps is not None and (not self.maps or set(self.maps) - set(MAPS) or len(set(self.maps)) < len(self.maps)):
+            raise ConfigError(f"method.maps={list(self.maps)} must be some of {', '.join(MAPS)}, each once; null: every map of the MLP")
         _ = self._learning_settings  # checks the numbers
 
     def learned(self) -> Mapping[str, Any]:
@@ -69,6 +73,7 @@ class TrainedSettings(LearnsBeforehand):
             DatasetError: the training set cannot be read, or shares every subject with what is edited.
         """
         self.layers_of(model)
+        self.maps_of(model)
         if self.archive is not None:
             if not Path(self.archive).is_file():
                 raise ConfigError(f"method.archive={self.archive} is no file; give a trained network's, or null to train one")
@@ -84,7 +89,7 @@ class TrainedSettings(LearnsBeforehand):
             ConfigError: the network of a file belongs to another model, other layers or another rank.
         """
         layers = self.layers_of(lm.description)
-        maps = edited_maps(lm, layers)
+        maps = edited_maps(lm, layers, self.maps_of(lm.description))
         if self.layers is None:
             progress.message(f"method.layers is not set: editing layers {layers[0]} to {layers[-1]}, the last {len(layers)} as published")
         path = Path(self.archive) if self.archive is not None else cache.path(self.kind, self._key(lm), ".safetensors")
@@ -107,6 +112,16 @@ class TrainedSettings(LearnsBeforehand):
                 raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layers")
         return tuple(self.layers)
 
+    def maps_of(self, model: ModelDescription) -> tuple[str, ...]:
+        """Return the paths of the maps to edit, the layer's number left open, in the order of the MLP.
+
+        Raises:
+            ConfigError: the model has no such map of its own.
+        """
+        sites = sites_for(model.model_type)
+        chosen = {path for kind in self.maps or ("mlp_in", "mlp_out") for path in sites.maps_of(kind)}
+        return tuple(path for path in (*sites.mlp_in, sites.mlp_out) if path in chosen)
+
     # -- inside ------------------------------------------------------------------------------------------------------
 
     @property
@@ -117,6 +132,7 @@ class TrainedSettings(LearnsBeforehand):
         return {
             "version": self.format_version,
             "layers": None if self.layers is None else list(self.layers),
+            **({} if self.maps is None else {"maps": sorted(self.maps)}),
             "training": self.training.content_hash(),
             **asdict(self._learning_settings),
         }
@@ -179,13 +195,10 @@ def update_of(
     return deltas, features.loss
 
 
-def edited_maps(lm: LanguageModel, layers: Sequence[int]) -> tuple[NamedMap, ...]:
-    """Return every linear map of the MLPs of these layers."""
-    return tuple(NamedMap(path=path.format(layer), **_widths(lm, path.format(layer))) for layer in layers for path in _paths(lm.sites))
-
-
-def _paths(sites: Sites) -> tuple[str, ...]:
-    return (*sites.mlp_in, sites.mlp_out)
+def edited_maps(lm: LanguageModel, layers: Sequence[int], paths: Sequence[str] = ()) -> tuple[NamedMap, ...]:
+    """Return the linear maps at these paths (the layer's number left open) of these layers; without paths every one of the MLPs."""
+    paths = paths or (*lm.sites.mlp_in, lm.sites.mlp_out)
+    return tuple(NamedMap(path=path.format(layer), **_widths(lm, path.format(layer))) for layer in layers for path in paths)
 
 
 def _widths(lm: LanguageModel, path: str) -> dict[str, int]:

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from editeval.keyvalue.descent import Descent
 from editeval.keyvalue.graphs import MOST_GRAPHS, StepGraph, StepGraphs, addresses, can_capture
-from editeval.keyvalue.target_value import SHAPE_MULTIPLE, Descent, FactRows, Objective, TargetSettings, fact_rows, optimise
+from editeval.keyvalue.objective import FactRows, Objective, TargetSettings
+from editeval.keyvalue.target_value import SHAPE_MULTIPLE, fact_rows, optimise
 from editeval.models.model import LanguageModel
 from editeval.models.sites import SITES
 from editeval.models.tiny import TinyModel

@@ -13,9 +13,10 @@ from torch import Tensor
 from benchmarks.straightforward_spread import FullSpread, full_spread, memit_solve
 from editeval.edits.delta import Edit
 from editeval.inference.edited import EditedModel
+from editeval.keyvalue.objective import FactRows, TargetSettings
 from editeval.keyvalue.solve import CholeskyFactor, factorise, regularised_keys
 from editeval.keyvalue.spread import Spread, Target, check_batch, spread, update_norm
-from editeval.keyvalue.target_value import FactRows, TargetSettings, fact_rows, optimise
+from editeval.keyvalue.target_value import fact_rows, optimise
 from editeval.keyvalue.walk import LayerWalk
 from editeval.models.model import LanguageModel
 from editeval.models.sites import SITES

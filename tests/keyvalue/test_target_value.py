@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from benchmarks.straightforward import full_target_value
+from editeval.keyvalue.objective import FactRows, TargetSettings
 from editeval.keyvalue.suffix import SuffixPass, next_token_logits, pad_rows
-from editeval.keyvalue.target_value import FactRows, TargetSettings, fact_rows, optimise
+from editeval.keyvalue.target_value import fact_rows, optimise
 from editeval.models.model import LanguageModel
 from editeval.models.sites import SITES
 from editeval.models.tiny import TinyModel

@@ -17,7 +17,8 @@ from editeval.datasets.corpus import StandardLibraryCorpus
 from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.keyvalue.target_value import FactRows, Objective, TargetValue, fact_rows, optimise
+from editeval.keyvalue.objective import FactRows, Objective
+from editeval.keyvalue.target_value import TargetValue, fact_rows, optimise
 from editeval.methods.rome import ROME, Editor
 from editeval.models.load import description_of, frozen
 from editeval.models.model import LanguageModel

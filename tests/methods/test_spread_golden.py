@@ -19,7 +19,8 @@ from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Editor
-from editeval.keyvalue.target_value import FactRows, Objective, TargetValue, fact_rows, optimise
+from editeval.keyvalue.objective import FactRows, Objective
+from editeval.keyvalue.target_value import TargetValue, fact_rows, optimise
 from editeval.keyvalue.walk import LayerWalk
 from editeval.methods.alphaedit import AlphaEdit
 from editeval.methods.alphaedit import Editor as AlphaEditor
