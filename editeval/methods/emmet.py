@@ -8,8 +8,8 @@ W changes least for other keys (second moment C) while every key of the batch ma
 
     dW = R (K^T C^-1 K)^-1 K^T C^-1
 
-The published code adds `ridge` to the diagonal of K^T (weight C)^-1 K, so that keys that are nearly alike can be told apart; 0 is the
-equation itself. One layer is published; several are spread over as MEMIT does.
+The published code adds `ridge` to the diagonal of K^T (weight C)^-1 K, so that keys of several facts that are nearly alike can be told
+apart; 0 is the equation itself, and so is an edit of one fact. One layer is published; several are spread over as MEMIT does.
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ class EMMET(SpreadSettings):
 
         def solve(site: str, keys_KE: Tensor) -> Tensor:
             # With C scaled by the weight, the ridge on K^T (weight C)^-1 K becomes ridge * weight on K^T C^-1 K.
-            solved_KE = regularised_keys(solvers[site], keys_KE, weight=self.ridge * self.covariance_weight)
-            if self.ridge == 0:
+            ridge = self.ridge * self.covariance_weight if keys_KE.shape[1] > 1 else 0.0
+            solved_KE = regularised_keys(solvers[site], keys_KE, weight=ridge)
+            if ridge == 0:
                 _check_constraint(keys_KE, solved_KE)
             return solved_KE
 

@@ -11,6 +11,8 @@ An edit chooses the fact's examples out of a pool (`memory.demonstrations`) and 
 
 The paper knows one fact, and asks everything after it. Along a sequence of edits there is a memory of facts, and a request goes after the
 ones that it is about (`memory.facts`: our rule, the paper has none); every other is asked of the model as it is, with the very same score.
+The published code finds neighbours by the embedding of an example's whole text and shuffles the kinds; here it is the statement's, and the
+examples nearest to the fact stand last.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", arXiv:2106
     python launch.py method=lora num_edits=10
 
 For each target map, dW = (alpha / rank) B A with B = 0 at the start. The factors are trained by Adam on the tokens of the targets, then
-recorded as a low-rank update, so that edits accumulate in the weights and every benchmark runs the plain model.
+recorded as a low-rank update, so that edits accumulate in the weights and every benchmark runs the plain model. Each edit has factors of
+its own; the code of EasyEdit trains one pair on along a sequence, whose rank does not grow.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ Mitchell et al. 2022, "Fast Model Editing at Scale", arXiv:2110.11309.
 An edit is one forward and one backward pass for the pairs (u, delta) of every token, and `training.hypernetwork` for what becomes of them.
 The update is written back, so edits add up. A batch is the sum of its facts' updates: the network always sees the gradient of
 one fact's mean loss, as in training. `accumulate: false` is what the published evaluation code does: every edit starts from the unedited
-weights, so that only the last one is in the model.
+weights, so that only the last one is in the model. In training, locality is the divergence at the tokens of an answer; the published code
+also counts those of its prompt.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class MEND(TrainedSettings):
     """MEND's settings; published numbers are in conf/method/mend.yaml."""
 
     kind: ClassVar[str] = "mend"
-    format_version: ClassVar[int] = 1
+    format_version: ClassVar[int] = 2
 
     accumulate: bool
 

@@ -12,6 +12,8 @@ neurons that holds `neuron_share` of the summed activations sum_i |k_i|; with K_
 
 *Rounds*: facts whose value is still more than `enough` from z are spread again, in the weights with all updates so far, at most
 `max_rounds` times; a fact further than `too_far` is left out of a round. The keys of every edit are part of it (`auxiliary`).
+Of a batch the first published code (jianghoucheng/nse) writes three clusters of facts one after another, and guards within an edit what
+its earlier rounds have written; the copy in jianghoucheng/AlphaEdit does neither, and neither does this.
 """
 
 from __future__ import annotations

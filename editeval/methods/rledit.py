@@ -11,8 +11,9 @@ decay, to the facts before it, and the size of the update. The update is a diffe
 cost needs no sampling. The network sees gradients of edited models, which are also what its input statistics are of.
 
 The network is MEND's, and the updates of a batch are summed. The published code has four layers instead of two and combines the tokens of
-a batch by least squares, as MALMEN (arXiv:2311.04661) does; it measures drift from the model before each update, here it is that from the
-unedited model, which is what `edit-quality` asks for.
+a batch by least squares, as MALMEN (arXiv:2311.04661) does, of the answer's tokens alone; its input statistics run on while it edits, here
+they are those of training; it measures drift from the model before each update, here it is that from the unedited model, which is what
+`edit-quality` asks for.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class RLEdit(TrainedSettings):
     """
 
     kind: ClassVar[str] = "rledit"
-    format_version: ClassVar[int] = 1
+    format_version: ClassVar[int] = 2
 
     memory: int
     decay: float

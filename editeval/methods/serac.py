@@ -10,7 +10,8 @@ about, if any, and a counterfactual model (`memory.reader`), which answers a req
 
     answer(x) = counterfactual(fact, x) if g(x, fact) >= 1/2 for the likeliest fact, else model(x)
 
-An edit only adds its fact to the memory. What is about no fact gets the very scores of the model.
+An edit only adds its fact to the memory. What is about no fact gets the very scores of the model. The likelihood g is a sigmoid of the
+cosine of two sentences' embeddings, with a scale and a threshold that are learned; published is exp(-|e - e'|^2).
 """
 
 from __future__ import annotations

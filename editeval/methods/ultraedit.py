@@ -10,7 +10,8 @@ mean and deviation of z over all edits, this one counted, normalise it: z^ = (z 
     v = -learning_rate * |h^|^2 * g^
 
 are written to the keys h by ridge regression, dW = V^T (H H^T + I)^-1 H. Maps of one shape share their statistics, which are
-part of each edit (`auxiliary`): the journal remembers them.
+part of each edit (`auxiliary`): the journal remembers them. Positions are those that the loss has a gradient at; the published code also
+counts the target's last token, whose gradient is 0, and weighs facts of one pass by their targets' lengths.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def network_parameters(maps: list[MapShape], *, rank: int) -> int:
     found = 0
     for shape in {edited.shape for edited in maps}:
         width, count = sum(shape), sum(edited.shape == shape for edited in maps)
-        found += 2 * (2 * rank * width + width + 2 * count * width)
+        found += 2 * (2 * min(rank, width) * width + width + 2 * count * width)
     return found
 
 

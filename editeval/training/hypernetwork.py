@@ -8,6 +8,7 @@ The network maps each pair separately. With z the pair, normalised by running st
 
 and the update of the map is -alpha sum_i delta~_i u~_i^T. U, V and b are shared by all maps of one shape; s, o (scale and shift) and
 the rate alpha belong to one map. With U = b = o = 0 in the beginning z~ = z: an untrained network writes the normalised gradient.
+V's elements start with a standard deviation of 1, as in the published code: how far a step of U moves z~ grows with |V z|.
 
 Shapes: N tokens, I and O the widths of a map's input and output, W = I + O, R the rank.
 """
@@ -52,7 +53,8 @@ class Factors:
 class Hypernetwork(nn.Module):
     """The networks and rates of all edited maps."""
 
-    def __init__(self, maps: Sequence[NamedMap], *, rank: int, rate: float, seed: int) -> None:
+    def __init__(self, maps: Sequence[NamedMap], *, rank: int, rate: float, seed: int, v_std: float | None = 1.0) -> None:
+        """Make the networks; `v_std` is the standard deviation of V's elements, None: 1 / sqrt(W)."""
         super().__init__()
         generator = torch.Generator().manual_seed(seed_for("hypernetwork", seed))
         by_shape: dict[str, list[NamedMap]] = {}
@@ -60,7 +62,10 @@ class Hypernetwork(nn.Module):
             by_shape.setdefault(edited.shape, []).append(edited)
         self._place = {edited.path: (shape, number) for shape, group in by_shape.items() for number, edited in enumerate(group)}
         self.networks = nn.ModuleDict(
-            {shape: PairNetwork(group[0], rank=rank, num_maps=len(group), generator=generator) for shape, group in by_shape.items()}
+            {
+                shape: PairNetwork(group[0], rank=rank, num_maps=len(group), v_std=v_std, generator=generator)
+                for shape, group in by_shape.items()
+            }
         )
         self.rates = nn.ParameterDict({shape: nn.Parameter(torch.full((len(group),), rate)) for shape, group in by_shape.items()})
 
@@ -98,12 +103,12 @@ class PairNetwork(nn.Module):
 
     inputs_count: Tensor
 
-    def __init__(self, edited: NamedMap, *, rank: int, num_maps: int, generator: torch.Generator) -> None:
+    def __init__(self, edited: NamedMap, *, rank: int, num_maps: int, v_std: float | None, generator: torch.Generator) -> None:
         super().__init__()
         self.d_in = edited.d_in
         width = edited.d_in + edited.d_out
-        self.first = LowRankLayer(width, rank=rank, num_maps=num_maps, generator=generator)
-        self.second = LowRankLayer(width, rank=rank, num_maps=num_maps, generator=generator)
+        self.first = LowRankLayer(width, rank=rank, num_maps=num_maps, v_std=v_std, generator=generator)
+        self.second = LowRankLayer(width, rank=rank, num_maps=num_maps, v_std=v_std, generator=generator)
         for name, size in (("inputs", edited.d_in), ("gradients", edited.d_out)):
             self.register_buffer(f"{name}_count", torch.zeros((), dtype=torch.float64))
             self.register_buffer(f"{name}_mean", torch.zeros(size, dtype=torch.float64))
@@ -140,9 +145,10 @@ class PairNetwork(nn.Module):
 class LowRankLayer(nn.Module):
     """z + relu(s * (U V z + b) + o), with s and o of one map."""
 
-    def __init__(self, width: int, *, rank: int, num_maps: int, generator: torch.Generator) -> None:
+    def __init__(self, width: int, *, rank: int, num_maps: int, v_std: float | None, generator: torch.Generator) -> None:
         super().__init__()
-        self.reading = nn.Parameter(torch.randn(rank, width, generator=generator) / width**0.5)
+        rank = min(rank, width)
+        self.reading = nn.Parameter(torch.randn(rank, width, generator=generator) * (width**-0.5 if v_std is None else v_std))
         self.writing = nn.Parameter(torch.zeros(width, rank))
         self.bias = nn.Parameter(torch.zeros(width))
         self.scale = nn.Parameter(torch.ones(num_maps, width))

@@ -43,8 +43,9 @@ class TrainedSettings(LearnsBeforehand):
     max_batch_size: ClassVar[int | None] = None
 
     layers: Sequence[int] | None
-    maps: Sequence[str] | None = None
+    maps: Sequence[str] | None
     rank: int
+    v_std: float | None
     edit_learning_rate: float
     rate_learning_rate: float
     edit_weight: float
@@ -170,7 +171,7 @@ class TrainedSettings(LearnsBeforehand):
         """
         belongs = {"model": lm.fingerprint, "maps": [edited.path for edited in maps], "rank": self.rank}
         tensors, about = read_archive(path, belongs, kind=self.kind)
-        network = Hypernetwork(maps, rank=self.rank, rate=self.edit_learning_rate, seed=self.training_seed)
+        network = Hypernetwork(maps, rank=self.rank, rate=self.edit_learning_rate, seed=self.training_seed, v_std=self.v_std)
         network.load_state_dict(tensors)
         device = lm.device_at(maps[0].path)
         return network.to(device).eval().requires_grad_(False), about

@@ -71,7 +71,7 @@ def train(
         EditevalError: the trainer was told to end by a signal.
     """
     rows, held_back = learning.divided(readable(lm, requests), held_back=settings.held_back, seed=settings.seed)
-    network = Hypernetwork(maps, rank=settings.rank, rate=settings.edit_learning_rate, seed=settings.seed)
+    network = Hypernetwork(maps, rank=settings.rank, rate=settings.edit_learning_rate, seed=settings.seed, v_std=settings.v_std)
     device = lm.device_at(maps[0].path)
     course = make_course(lm=lm, sites=tuple(edited.path for edited in maps), first=first, settings=settings)
     learner = _NetworkLearner(network, course)

@@ -46,13 +46,16 @@ class LearningSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkLearningSettings(LearningSettings):
-    """How a hypernetwork is made and learns: its rank, what the learned rates start from and their step size, and the losses' weights.
+    """How a hypernetwork is made and learns: its rank, what V and the learned rates start from, the rates' step size, the losses' weights.
+
+    `v_std` is the standard deviation of V's elements in the beginning; None: 1 / sqrt(their number in a row).
 
     Raises:
         ConfigError: a number that cannot be.
     """
 
     rank: int
+    v_std: float | None
     edit_learning_rate: float
     rate_learning_rate: float
     edit_weight: float
@@ -62,6 +65,8 @@ class NetworkLearningSettings(LearningSettings):
         super().__post_init__()
         if not self.rank >= 1:
             raise ConfigError(f"method.rank={self.rank} must be at least 1")
+        if self.v_std is not None and not self.v_std > 0:
+            raise ConfigError(f"method.v_std={self.v_std} must be above 0, or null: 1 / sqrt(width)")
         for name in ("edit_learning_rate", "rate_learning_rate", "edit_weight"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"method.{name}={getattr(self, name)} must be above 0")

@@ -22,9 +22,9 @@ from editeval.keyvalue.upper import UpperPass
 from editeval.methods.mend import MEND, Editor
 from editeval.models.model import LanguageModel
 from editeval.models.tiny import TinyModel
-from editeval.training.hypernetwork import Hypernetwork, NamedMap
+from editeval.training.hypernetwork import Hypernetwork, NamedMap, PairNetwork
 from editeval.training.hypernetwork_settings import edited_maps
-from editeval.types import ConfigError, DatasetError, EditevalError, EditRequest, Probe, SilentProgress
+from editeval.types import ConfigError, DatasetError, EditevalError, EditRequest, Probe, SilentProgress, Workload
 from tests.datasets.examples import Given
 
 CITIES = ("Oslo", "Rome", "Lima", "Cairo", "Paris", "Delhi")
@@ -45,7 +45,9 @@ SECOND = EditRequest(request_id="b", prompt="In which city was {} founded? It wa
 METHOD = MEND(
     name="mend",
     layers=[2, 3],
+    maps=None,
     rank=4,
+    v_std=None,
     edit_learning_rate=1e-3,
     learning_rate=1e-3,
     rate_learning_rate=1e-4,
@@ -154,6 +156,38 @@ def test_an_untrained_network_writes_the_normalised_gradient() -> None:
     assert torch.allclose(update.left, -0.5 * normalised[1].T, atol=1e-3)
 
 
+def test_v_starts_as_published_or_scaled_and_a_rank_is_at_most_the_width() -> None:
+    maps = [NamedMap(path="x", d_in=40, d_out=24)]
+    for v_std, expected in ((1.0, 1.0), (None, 1 / 8)):
+        network = Hypernetwork(maps, rank=100, rate=0.5, seed=0, v_std=v_std).networks["24x40"]
+        assert isinstance(network, PairNetwork)
+        for layer in (network.first, network.second):
+            assert layer.reading.shape == (64, 64)
+            assert float(layer.reading.detach().std()) == pytest.approx(expected, rel=0.05)
+            assert not bool(layer.writing.any())
+
+
+def test_only_the_chosen_maps_are_edited(trained: tuple[EditedModel, Cache], tmp_path: Path) -> None:
+    model, _ = trained
+    model.restore()
+    chosen = replace(METHOD, maps=["mlp_up", "mlp_gate"])
+    edit = chosen.prepare(model, Cache(tmp_path), SilentProgress()).edit([FIRST], seed=0)
+    names = {f"model.layers.{layer}.mlp.{name}.weight" for layer in (2, 3) for name in ("gate_proj", "up_proj")}
+    assert {delta.parameter for delta in edit.deltas if isinstance(delta, LowRankDelta)} == names
+    workload = Workload(element_bytes=4, batch_size=1)
+    whole, some = (method.footprint(model.lm.description, workload) for method in (METHOD, chosen))
+    assert len(some.edited) == 4 < len(whole.edited) == 6
+    for maps, message in (
+        (["mlp_side"], "mlp_in, mlp_gate, mlp_up, mlp_out"),
+        ([], "null: every map"),
+        (["mlp_up", "mlp_up"], "each once"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            replace(METHOD, maps=maps)
+    with pytest.raises(ConfigError, match="gpt2 has no map mlp_up of its own"):
+        chosen.check(replace(model.lm.description, model_type="gpt2"))
+
+
 def test_tokens_without_a_gradient_leave_no_trace() -> None:
     network = Hypernetwork([NamedMap(path="x", d_in=5, d_out=3)], rank=2, rate=0.5, seed=0)
     silent = Features(inputs=torch.ones(4, 5), gradients=torch.zeros(4, 3))
@@ -163,7 +197,7 @@ def test_tokens_without_a_gradient_leave_no_trace() -> None:
 
 
 def test_every_parameter_learns_also_from_the_identity(trained: tuple[EditedModel, Cache]) -> None:
-    fresh = Hypernetwork(edited_maps(trained[0].lm, [2, 3]), rank=4, rate=1e-3, seed=0).state_dict()
+    fresh = Hypernetwork(edited_maps(trained[0].lm, [2, 3]), rank=4, rate=1e-3, seed=0, v_std=None).state_dict()
     learned = load_file(archive(trained[1]))
     assert fresh.keys() == learned.keys()
     assert [name for name in fresh if torch.equal(fresh[name], learned[name])] == []

@@ -29,7 +29,9 @@ from tests.methods.test_mend import FIRST, LEARNED, SECOND, KilledError, Told
 METHOD = RLEdit(
     name="rledit",
     layers=[2, 3],
+    maps=None,
     rank=4,
+    v_std=None,
     edit_learning_rate=1e-2,
     learning_rate=1e-3,
     rate_learning_rate=1e-3,
@@ -57,7 +59,7 @@ def lm(cache_dir: Path) -> LanguageModel:
 
 @pytest.fixture
 def network(lm: LanguageModel) -> Hypernetwork:
-    return Hypernetwork(edited_maps(lm, [2, 3]), rank=4, rate=1e-2, seed=0)
+    return Hypernetwork(edited_maps(lm, [2, 3]), rank=4, rate=1e-2, seed=0, v_std=None)
 
 
 @pytest.fixture
@@ -98,7 +100,7 @@ def by_the_formula(course: SequenceCourse, network: Hypernetwork, requests: Sequ
 def test_a_step_is_the_published_cost_of_a_trajectory_and_its_gradient(
     lm: LanguageModel, course: Callable[..., SequenceCourse], network: Hypernetwork, memory: int
 ) -> None:
-    twin = Hypernetwork(edited_maps(lm, [2, 3]), rank=4, rate=1e-2, seed=0)
+    twin = Hypernetwork(edited_maps(lm, [2, 3]), rank=4, rate=1e-2, seed=0, v_std=None)
     ours, expected = course(memory=memory).step_loss(network, LEARNED[:3]), by_the_formula(course(memory=memory), twin, LEARNED[:3])
     assert float(ours.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
     mine = torch.autograd.grad(ours, list(network.parameters()), allow_unused=True)
@@ -114,7 +116,7 @@ def test_an_update_is_charged_with_what_it_does_to_the_facts_before_it(
     course: Callable[..., SequenceCourse], lm: LanguageModel, network: Hypernetwork
 ) -> None:
     alone = course(memory=1, norm_weight=0.0).step_loss(network, LEARNED[:2])
-    fresh = Hypernetwork(edited_maps(lm, [2, 3]), rank=4, rate=1e-2, seed=0)
+    fresh = Hypernetwork(edited_maps(lm, [2, 3]), rank=4, rate=1e-2, seed=0, v_std=None)
     remembered = course(memory=2, norm_weight=0.0).step_loss(fresh, LEARNED[:2])
     assert float(remembered.detach()) > float(alone.detach()) + 0.1
 
@@ -127,7 +129,7 @@ def test_later_gradients_of_a_trajectory_are_those_of_the_edited_model(lm: Langu
         def observe(self, features: Mapping[str, Features]) -> None:
             seen.append({path: pair.gradients for path, pair in features.items()})
 
-    network = Watching(edited_maps(lm, [2, 3]), rank=4, rate=1e-1, seed=0)
+    network = Watching(edited_maps(lm, [2, 3]), rank=4, rate=1e-1, seed=0, v_std=None)
     course().step_loss(network, LEARNED[:2])
     lesson = Lesson(lm, LEARNED[1], first=2)
     unedited = lesson.features(course().sites).of_map

@@ -190,6 +190,15 @@ def test_emmet_without_ridge_maps_every_key_of_a_batch_to_its_value(made: Made, 
     assert torch.allclose(mapped, torch.eye(len(REQUESTS)), atol=1e-3)
 
 
+def test_emmet_maps_the_key_of_a_single_fact_to_its_value_whatever_the_ridge(made: Made, lm: LanguageModel) -> None:
+    _, editor = made("emmet", "method.layers=[1]", "method.ridge=0.5", "method.covariance_weight=1000")
+    assert isinstance(editor, SpreadEditor)
+    result, _ = editor.compute(REQUESTS[:1])
+    (update,) = result.updates
+    mapped = update.right @ result.keys[lm.sites.mlp_out.format(1)].T
+    assert torch.allclose(mapped, torch.eye(1), atol=1e-3)
+
+
 def test_emmet_with_ridge_is_memit_with_that_weight(made: Made) -> None:
     _, emmet = made("emmet", LAYERS, "method.ridge=0.1", "method.covariance_weight=70")
     _, memit = made("memit", LAYERS, "method.covariance_weight=7")
