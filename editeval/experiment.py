@@ -34,7 +34,7 @@ from editeval.types import ConfigError, EditRequest, Progress, Score, SilentProg
 
 log = logging.getLogger(__name__)
 
-EDIT_SETTINGS_VERSION = 3  # raised when the same settings give other edits than before; makes every earlier edit key a different one
+EDIT_SETTINGS_VERSION = 4  # raised when the same settings give other edits than before; makes every earlier edit key a different one
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

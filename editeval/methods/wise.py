@@ -16,8 +16,8 @@ How prompts find their memory, and how full memories are merged, is in `editeval
 published code in what would make an answer depend on its neighbours: every prompt is routed by its own tokens, and its answer goes with it.
 Where that code departs from the paper, this follows the paper: an activation is |(W' - W) a|, there |f(W' a) - f(W a)| with the MLP's
 nonlinearity f (for a random difference about half as large, so that the published margins are stricter there); a prompt of more than 100
-tokens is judged by the mean of its tokens, there by the largest of them; a memory that is full acts where its own threshold is passed, there
-where it also moves the prompt more than the unfinished one. The threshold is over each prompt behind a prefix; there, over means of an edit.
+tokens is judged by the mean of its tokens, there by the largest of them; a full memory acts where its own threshold is passed, there where
+it also moves the prompt more than the unfinished one. The threshold is of each prompt behind a prefix; there, of their means.
 """
 
 from __future__ import annotations
