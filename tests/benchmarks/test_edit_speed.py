@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from benchmarks import edit_speed
 from benchmarks.edit_speed import METHODS, main
 from benchmarks.speed_pairs import Outcome, Pair
 from benchmarks.speed_setup import Setup
 from editeval.edits.delta import LowRankDelta
-from editeval.files import read_jsonl
+from editeval.files import append_jsonl, read_jsonl
 from editeval.types import EditRequest
 
 TINY = ("--models", "tiny", "--edits", "1")
@@ -54,6 +56,32 @@ def test_an_outcome_that_differs_ends_with_status_1(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(edit_speed, "METHODS", {"wrong": wrong})
     assert main([*TINY, "--methods", "wrong"]) == 1
     assert not told(capsys)["same"]
+
+
+def test_what_only_rounding_tells_apart_is_computed_again_in_float64(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def rounded(setup: Setup) -> Pair:
+        pair = METHODS["rome"](setup)
+        assert pair.tolerance == 1e-4
+
+        def ours(request: EditRequest) -> Outcome:
+            error = 1e-3 if setup.lm.module.dtype == torch.float32 else 0.0
+            return {name: (1 + error) * update for name, update in pair.ours(request).items() if isinstance(update, Tensor)}
+
+        return replace(pair, ours=ours)
+
+    monkeypatch.setattr(edit_speed, "METHODS", {"rounded": rounded})
+    out = tmp_path / "speed.jsonl"
+    assert main([*TINY, "--methods", "rounded", "--out", str(out)]) == 0
+    (timing,) = told(capsys)["timings"]
+    assert timing["same"]
+    assert timing["largest_difference"] == pytest.approx(1e-3, rel=0.1)
+    assert timing["largest_in_float64"] < 1e-4
+    (row,), _ = read_jsonl(out)
+    append_jsonl(out, [{**row, "in_float64": None}])  # as a file that was written without it
+    assert main([*TINY, "--methods", "rounded", "--out", str(out)]) == 0
+    assert told(capsys)["timings"][0]["largest_in_float64"] == timing["largest_in_float64"]
 
 
 def test_a_fact_that_was_measured_is_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
