@@ -26,9 +26,11 @@ from hydra import compose, initialize_config_dir
 
 from editeval.build import build
 from editeval.datasets.counterfact import CounterFact
+from editeval.experiment import load_for
 from editeval.files import Cache, append_jsonl, read_jsonl
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod, ModelSource
+from editeval.models.packed import allowed_bytes
 from editeval.types import EditRequest, SilentProgress
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -56,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in options.methods:
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
             config = compose("config", overrides=[f"model={options.model}", f"method={name}", *options.overrides])
-        model = model or EditedModel(build(config.model, "model", ModelSource).load())
+        if model is None:
+            engine = {"batch_tokens": config.engine.batch_tokens, "packed_bytes": allowed_bytes(config.engine.packed_gib)}
+            model = load_for(build(config.model, "model", ModelSource), **engine)
         rows = measure(model, build(config.method, "method", EditMethod), name, facts, Cache(Path(config.paths.cache)), options)
         number = {key: fmean([float(row[key]) for row in rows]) for key in ("efficacy", "generalization", "seconds")}
         records.append({"method": name, "facts": len(rows), "overrides": options.overrides, **number})

@@ -30,7 +30,7 @@ from editeval.report.statistics import (
     right_or_wrong,
     wilson,
 )
-from editeval.report.study import Run, Studies, about_edits
+from editeval.report.study import Run, Studies, about_edits, monitored
 from editeval.runner.table import NORMAL_95, PROTOCOLS_FIRST, Column
 from editeval.types import content_key
 
@@ -84,7 +84,8 @@ class Series:
     def mixed(self) -> tuple[Column, ...]:
         """Columns that were measured with other settings (a limit, shots) in one run than in another: no mean is over them."""
         found = []
-        for column in self.runs[0].ability_columns:
+        first = self.runs[0]
+        for column in (*first.ability_columns, *monitored(first)):
             keys = {score.benchmark_key for run in self.runs if (score := run.table.cells.get((0, column))) is not None}
             if len(keys) > 1 and column.benchmark not in about_edits(self.runs[0].table.columns):
                 found.append(column)

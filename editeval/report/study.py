@@ -272,6 +272,11 @@ def _items_of(run: Run, store: ScoreStore, rung: int, benchmark: str, key: str) 
         return Items(())
 
 
+def monitored(run: Run) -> tuple[Column, ...]:
+    """Return what warns of a broken model beside its abilities: perplexity, in either unit."""
+    return tuple(column for column in run.table.columns if column.metric in ("perplexity", "bits_per_token"))
+
+
 def _is_ability(table: ScoreTable, column: Column) -> bool:
     values = [value for rung in table.rungs if (value := table.value(rung, column)) is not None and math.isfinite(value)]
     return (

@@ -13,7 +13,7 @@ from editeval.report.findings import broken_texts
 from editeval.report.published import SOURCE, published_curve
 from editeval.report.series import Series
 from editeval.report.statistics import Estimate, Interval
-from editeval.report.study import Run, Studies
+from editeval.report.study import Run, Studies, monitored
 from editeval.runner.table import NORMAL_95, Column
 from editeval.types import Score
 
@@ -160,9 +160,7 @@ def _monitor_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int
     panels = list(_quality_panels(mine, colours)[:1])
     norms = [_plain_curve(one, _norms(one), colours[one.method]) for one in mine]
     panels.append(Panel(title="norm of edited weights", unit="times unedited", curves=_drawn(norms), share=False, log=True))
-    for column in dict.fromkeys(
-        column for one in mine for column in one.runs[0].table.columns if column.metric in ("perplexity", "bits_per_token")
-    ):
+    for column in dict.fromkeys(column for one in mine for column in monitored(one.runs[0])):
         curves = [_plain_curve(one, _values(one, column), colours[one.method]) for one in mine]
         logarithmic = column.metric == "perplexity"
         title = f"{_short(column)} {column.metric.replace('_', ' ')}"
@@ -186,6 +184,8 @@ def _norms(one: Series) -> dict[int, float]:
 
 
 def _values(one: Series, column: Column) -> dict[int, float]:
+    if column in one.mixed:
+        return {}
     rungs = (0, *one.rungs)
     values = {rung: [value for run in one.runs if (value := run.table.value(rung, column)) is not None] for rung in rungs}
     return {rung: fmean(found) for rung, found in values.items() if found}

@@ -23,7 +23,7 @@ from editeval.report.study_build import write_study
 from editeval.report.study_page import RUN_HEADS
 from editeval.runner.results import ScoreStore
 from editeval.types import EditevalError
-from tests.report.synthetic import Planted, PlantedRun, falls_at, harness, keeps, write_run
+from tests.report.synthetic import Planted, PlantedRun, falls_at, harness, keeps, perplexity, write_run
 
 KNOWN = studies()
 FALLING = (Planted(name="piqa", kept=falls_at(5), n=200),)
@@ -192,6 +192,22 @@ def test_seeds_that_were_asked_other_items_are_not_averaged(tmp_path: Path) -> N
     assert [column.benchmark for column in one.ability] == ["mmlu"]
     assert {change.column.benchmark for change in changes([one])} == {"mmlu"}
     assert "piqa is left out: it was not measured with the same settings for every seed" in page_of(folders, tmp_path / "out")
+
+
+def test_perplexities_of_other_passages_are_not_averaged(tmp_path: Path) -> None:
+    runs = [PlantedRun(seed=seed, benchmarks=FALLING) for seed in (0, 1)]
+    folders = [write_run(tmp_path, run) for run in runs]
+    same = write_study(folders, tmp_path / "same").html.read_text()
+    assert "perplexity is left out" not in same
+    store = ScoreStore(folders[1])
+    for rung in (0, *runs[1].rungs):
+        digest = f"{runs[1].name}-{rung}" if rung else f"weights-{runs[1].model}"
+        store.record(
+            perplexity(runs[1], rung), benchmark="perplexity", benchmark_key="q" * 64, num_edits=rung, state_digest=digest, seconds=1.0
+        )
+    page = page_of(folders, tmp_path / "other")
+    assert "perplexity is left out: it was not measured with the same settings for every seed" in page
+    assert same.count("passage perplexity") > page.count("passage perplexity")
 
 
 @pytest.mark.parametrize(
