@@ -1,6 +1,6 @@
 """What methods with a memory do after many edits on SmolLM2: the table of BENCHMARKS.md.
 
-    python benchmarks/memory_methods.py --data ../shared/data
+    python benchmarks/memory_methods.py --data DIR
     python benchmarks/memory_methods.py --data DIR --methods ike --edits 100 method.facts=2
 
 CounterFact rows are edited one after another, nothing restored. Then: do the *first* facts still answer, what becomes of their

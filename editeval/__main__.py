@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
 
     status = commands.add_parser("status", help="list the sweeps and runs of a folder and how far each is")
     status.add_argument("runs", type=Path, nargs="?", default=Path("runs"), help="folder of runs (default: runs)")
-    status.add_argument("--sweep", default=None, help="name of a sweep (default: all, and runs of none)")
+    status.add_argument("--sweep", default=None, help="name of a sweep (default: every sweep, and the runs that belong to none)")
     status.add_argument("--all", action="store_true", help="a line for every job, also where there are many and they are done")
     status.add_argument("--no-queue", action="store_true", help="do not ask Slurm")
     status.set_defaults(command=_status)
@@ -75,9 +75,14 @@ def _parser() -> argparse.ArgumentParser:
     bisect = commands.add_parser("bisect", help="name the edit that broke a run's model")
     bisect.add_argument("run", type=Path, help="folder of a run")
     bisect.add_argument(
-        "--max-norm-ratio", type=float, default=None, help="broken: an edited weight's norm is beyond this times the unedited"
+        "--max-norm-ratio", type=float, default=None, help="broken: an edited weight's norm is more than this times its unedited norm"
     )
-    bisect.add_argument("--max-canary-ratio", type=float, default=None, help="broken: plain sentences are beyond this times the perplexity")
+    bisect.add_argument(
+        "--max-canary-ratio",
+        type=float,
+        default=None,
+        help="broken: the perplexity of plain sentences is more than this times the unedited",
+    )
     bisect.set_defaults(command=_bisect)
 
     diff = commands.add_parser("diff", help="say where two runs differ: settings, edits, scores")
@@ -87,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="write the page and figures of one run; of many, one page over all of them")
     report.add_argument("runs", type=Path, nargs="+", help="folders of runs, or folders that hold them")
-    report.add_argument("--to", type=Path, default=None, help="folder to write (default: report/ in the run's folder, or beside the runs)")
+    report.add_argument("--to", type=Path, default=None, help="folder to write (default: report/ in the first folder named)")
     report.add_argument("--each", action="store_true", help="of many runs, write each run's own page too")
     report.add_argument("--wandb", default=None, metavar="ENTITY/PROJECT", help="make a W&B report too (offline: its specification)")
     report.add_argument("--names", type=Path, default=None, help="pairs, families and aspects (default: editeval/report/studies.yaml)")
@@ -96,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     query = commands.add_parser("query", help="ask the scores and edits of all runs in SQL; without a question, list every score")
     query.add_argument("runs", type=Path, help="folder of a run, or a folder of runs")
     query.add_argument(
-        "sql", nargs="?", default=None, help='such as "SELECT method, avg(value) FROM scores GROUP BY ALL"; also: edits, runs'
+        "sql",
+        nargs="?",
+        default=None,
+        help='such as "SELECT method, metric, protocol, avg(value) FROM scores GROUP BY ALL"; also: edits, runs',
     )
     query.add_argument("--to", type=Path, default=None, help="write the answer to a file too: .csv, .parquet or .json")
     query.set_defaults(command=_query)
@@ -114,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="say what a run will need (memory, disk, time) and what is missing, loading nothing")
     doctor.add_argument("overrides", nargs="*", default=[], help="settings, as on the command line of launch.py")
-    doctor.add_argument("--offline", action="store_true", help="prove that the run needs no network: every file must be on this machine")
+    doctor.add_argument("--offline", action="store_true", help="require that every file is on this machine, and list what is missing")
     doctor.set_defaults(command=_doctor)
 
     fetch = commands.add_parser("prefetch", help="fill a folder with all that a run reads, for machines without network")

@@ -40,7 +40,7 @@ from editeval.types import ConfigError, EditevalError, EditRequest, Footprint, M
 
 @dataclass(frozen=True, kw_only=True)
 class IKE:
-    """IKE's settings; published numbers are in conf/method/ike.yaml.
+    """IKE's settings; published numbers are in conf/method/ike.yaml and conf/tuned/ike.
 
     `demonstrations` examples a fact, of the kinds copy, update and retain in this `ratio`, out of `training`. `similarity` is the least
     cosine at which a request is about a fact, `facts` the most facts that are put before a request.

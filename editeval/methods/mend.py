@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MEND(TrainedSettings):
-    """MEND's settings; published numbers are in conf/method/mend.yaml."""
+    """MEND's settings; published numbers are in conf/method/mend.yaml and conf/tuned/mend."""
 
     kind: ClassVar[str] = "mend"
     format_version: ClassVar[int] = 2

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RLEdit(TrainedSettings):
-    """RLEdit's settings; published numbers are in conf/method/rledit.yaml.
+    """RLEdit's settings; published numbers are in conf/method/rledit.yaml and conf/tuned/rledit.
 
     A step of training is one trajectory of `rows_per_step` edits. `memory` counts the facts that an update is charged with, its own one
     included; `decay` weighs each by its age; `norm_weight` weighs the squared norm of the update.

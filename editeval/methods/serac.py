@@ -56,7 +56,7 @@ KIND = "serac"  # of the files of these parts
 
 @dataclass(frozen=True, kw_only=True)
 class SERAC(LearnsBeforehand):
-    """SERAC's settings; published numbers are in conf/method/serac.yaml.
+    """SERAC's settings; published numbers are in conf/method/serac.yaml and conf/tuned/serac.
 
     `counterfactual` is a model with the tokenizer of the edited one (a Hugging Face id or folder); None: a copy of the edited model.
     `similarity` is the cosine from which on a request is about a fact before training. `archive` is a folder with the trained parts

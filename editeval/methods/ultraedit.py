@@ -2,7 +2,7 @@
 
 Gu et al. 2025, "UltraEdit: Training-, Subject-, and Memory-Free Lifelong Editing in Large Language Models", arXiv:2505.14679.
 
-    python launch.py method=ultraedit num_edits=10 batch_size=100
+    python launch.py method=ultraedit dataset=counterfact num_edits=10 batch_size=100
 
 At each position of the facts of an edit, z = [h; g] joins the input of a linear map and the gradient of the loss at its output. Running
 mean and deviation of z over all edits, this one counted, normalise it: z^ = (z - mean) / deviation (the lifelong normalisation). The values
