@@ -166,8 +166,9 @@ def _doctor(options: argparse.Namespace) -> int:
 def _prefetch(options: argparse.Namespace) -> int:
     config = _composed([*options.overrides, "paths.data=null"])
     from editeval.prefetch import prefetch
+    from editeval.runner.progress import RichProgress
 
-    found = prefetch(config, options.to.resolve())
+    found = prefetch(config, options.to.resolve(), RichProgress())
     print(f"{len(found.files)} files in {found.folder}, fetched now: {', '.join(found.fetched) or 'nothing'}")  # noqa: T201
     print(f"without network: python launch.py {' '.join([*options.overrides, *found.overrides])}")  # noqa: T201
     return 0

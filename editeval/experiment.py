@@ -229,7 +229,9 @@ def _execute(experiment: Experiment) -> RunResult:
     )
     _check_facts_fit(experiment, trajectory.edited_after(trajectory.rungs[-1]))
     check_writable(run_dir)
-    write_manifest(run_dir, _manifest(experiment, trajectory))
+    # Weights of one's own under a built-in model's settings have a name of their own, which whoever reads the run must find.
+    config = {**experiment.config, "model": {**experiment.config["model"], "name": names["model"]}}
+    write_manifest(run_dir, _manifest(config, trajectory))
     with log_to(run_dir / "run.log"), EditJournal.open(run_dir / JOURNAL_FOLDER, genesis=trajectory.edit_key) as journal:
         state = RunState(
             run_dir=str(run_dir),
@@ -240,7 +242,7 @@ def _execute(experiment: Experiment) -> RunResult:
             rungs=experiment.rungs,
             num_edits=0,
             state_digest=fingerprint,
-            config=experiment.config,
+            config=config,
         )
         runner = Runner(
             trajectory=trajectory,
@@ -380,11 +382,11 @@ def _load(experiment: Experiment) -> EditedModel:
     return load_for(experiment.source, batch_tokens=experiment.batch_tokens, packed_bytes=experiment.packed_bytes)
 
 
-def _manifest(experiment: Experiment, trajectory: Trajectory) -> Mapping[str, Any]:
+def _manifest(config: Mapping[str, Any], trajectory: Trajectory) -> Mapping[str, Any]:
     return {
         "edit_key": trajectory.edit_key,
         "model_fingerprint": trajectory.model_fingerprint,
         "request_ids": [request.request_id for request in trajectory.edited_after(trajectory.rungs[-1])],
-        "config": experiment.config,
+        "config": config,
         **origin(),
     }

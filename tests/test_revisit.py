@@ -10,7 +10,10 @@ import pytest
 from omegaconf import DictConfig
 
 from editeval.experiment import run
+from editeval.models.tiny import TinyModel
+from editeval.report.query import query
 from editeval.revisit import export, load_edited, verify
+from editeval.runner.run_files import read_manifest
 from editeval.types import JournalError
 
 Compose = Callable[..., DictConfig]
@@ -54,3 +57,18 @@ def test_a_run_that_lost_edits_is_neither_verified_nor_exported_and_a_relaunch_m
     assert run(configured(tmp_path)).run_dir == lacking
     assert verify(lacking).passed
     assert load_edited(lacking).num_applied == 4
+
+
+def test_weights_of_ones_own_under_a_built_in_models_settings_are_told_by_their_own_name(
+    compose_config: Compose, cache_dir: Path, tmp_path: Path
+) -> None:
+    lm = TinyModel(name="tiny", architecture="llama", cache_dir=cache_dir).load()
+    lm.module.save_pretrained(tmp_path / "mine")
+    lm.tokenizer.save_pretrained(tmp_path / "mine")
+    model = ("model=smollm2-135m", f"model.name_or_path={tmp_path / 'mine'}")
+    what = ("method=none", "num_edits=1", "dataset.known_only=false", "benchmark=[perplexity]", "callback=silent", "logger=[]")
+    folder = run(compose_config(*model, *what, f"paths.runs={tmp_path / 'runs'}")).run_dir
+    assert folder.name.startswith("mine-none-facts-")
+    assert read_manifest(folder)["config"]["model"]["name"] == "mine"
+    assert query([folder], "SELECT DISTINCT model FROM scores").rows == (("mine",),)
+    assert verify(folder).passed

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar, cast
 
 import torch
@@ -169,6 +169,14 @@ class EditedModel:
                 yield
         finally:
             self._hidden = hidden_before
+
+    def holding(self, matrices: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        """Within the context these weights (d_out, d_in), float32, are the model's; afterwards they are exactly what they were.
+
+        Raises:
+            EditError: a parameter is unknown.
+        """
+        return self._weights.holding(matrices)
 
     def score(
         self, contexts: Sequence[str], continuations: Sequence[str], *, special_tokens: bool | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -81,6 +81,30 @@ class EditedWeights:
             for name, tensor in edited.items():
                 self._parameters[name].data = tensor
             self._hidden = False
+
+    @contextmanager
+    def holding(self, matrices: Mapping[str, Tensor]) -> Iterator[None]:
+        """Hold other matrices (d_out, d_in), float32, within the context. Storages are exchanged, so both ways are exact.
+
+        Raises:
+            EditError: a parameter is unknown.
+        """
+        held = {self._resolve(parameter): matrix for parameter, matrix in matrices.items()}
+        before = {name: (self._parameters[name].data, self._masters.get(name)) for name in held}
+        try:
+            for name, matrix in held.items():
+                parameter = self._parameters[name]
+                stored = self._turn(name, matrix).contiguous()
+                parameter.data = stored.to(parameter.dtype)
+                if parameter.dtype != torch.float32:
+                    self._masters[name] = stored
+            yield
+        finally:
+            for name, (data, master) in before.items():
+                self._parameters[name].data = data
+                self._masters.pop(name, None)
+                if master is not None:
+                    self._masters[name] = master
 
     @property
     def edited(self) -> tuple[str, ...]:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from editeval.files import Cache, write_atomic
 from editeval.keyvalue.covariance import CovarianceSource, covariance_factors, key_covariances
-from editeval.keyvalue.solve import KeySolver, factorise
+from editeval.keyvalue.solve import IllConditionedError, KeySolver, factorise
 from editeval.models.model import LanguageModel
-from editeval.types import EditevalError, Progress, content_key
+from editeval.types import Progress, content_key
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -54,7 +54,7 @@ def covariance_solvers(
                 progress.message(f"covariance of {site}: a ridge of {factor.ridge:.2e} was needed to make it positive definite")
             try:
                 write_atomic(paths[site], save({"inverse": factor.inverse().cpu().contiguous()}))
-            except EditevalError:
+            except IllConditionedError:
                 solvers[site] = covariance_factors(lm, [site], source, cache, progress)[site]
                 continue
         # What was just computed is read back, so that a first run and a later one use the same bits.

@@ -26,6 +26,10 @@ class DependentKeysError(EditevalError):
     """Keys that must be told apart are the same, or a sum of each other."""
 
 
+class IllConditionedError(EditevalError):
+    """A covariance whose inverse would be too inexact."""
+
+
 class KeySolver(Protocol):
     """Solves with C: a factor of it, or its inverse."""
 
@@ -50,13 +54,13 @@ class CholeskyFactor:
         """Return C^-1 (K, K) in float64, for where some dozen solves make it worth forming.
 
         Raises:
-            EditevalError: C is too badly conditioned for an inverse; use `solve`.
+            IllConditionedError: C is too badly conditioned for an inverse; use `solve`.
         """
         inverse = torch.cholesky_inverse(self.lower)
         probe = torch.ones(len(inverse), 1, dtype=torch.float64, device=inverse.device)
         residual = float((self.lower @ (self.lower.T @ (inverse @ probe)) - probe).norm() / probe.norm())
         if not residual < INVERSE_TOLERANCE:
-            raise EditevalError(
+            raise IllConditionedError(
                 f"the inverse of a key covariance leaves a residual of {residual:.1e}, allowed {INVERSE_TOLERANCE:.0e}; solve instead"
             )
         return inverse

@@ -18,14 +18,13 @@ C is part of it (`auxiliary`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from editeval.edits.delta import Delta, Edit, LowRankDelta
 from editeval.edits.dense import dense
@@ -151,22 +150,10 @@ class Editor:
         factors = ((left * excess[chosen]).float().cpu(), right.float().cpu())
         return LowRankDelta(parameter=parameter, left=factors[0].contiguous(), right=factors[1].contiguous())
 
-    @contextmanager
-    def _unrestrained(self, excesses: Mapping[str, LowRankDelta]) -> Iterator[None]:
-        """Within the context the model holds W0 + S; storages are exchanged, so the way back is exact."""
-        restrained: dict[str, Tensor] = {}
-        try:
-            for name, excess in excesses.items():
-                parameter = self.model.lm.module.get_parameter(name)
-                weight_OI = self.model.weight(name)
-                whole = weight_OI + dense(excess).to(weight_OI.device)
-                turned = isinstance(self.model.lm.module.get_submodule(name.rpartition(".")[0]), Conv1D)
-                restrained[name] = parameter.data
-                parameter.data = (whole.T if turned else whole).to(parameter.dtype).contiguous()
-            yield
-        finally:
-            for name, data in restrained.items():
-                self.model.lm.module.get_parameter(name).data = data
+    def _unrestrained(self, excesses: Mapping[str, LowRankDelta]) -> AbstractContextManager[None]:
+        """Within the context the model holds W0 + S."""
+        weights = {name: self.model.weight(name) for name in excesses}
+        return self.model.holding({name: weight + dense(excesses[name]).to(weight.device) for name, weight in weights.items()})
 
 
 def excess_of(values: Tensor, *, limit: float, log_base: float) -> Tensor:

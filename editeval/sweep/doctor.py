@@ -162,7 +162,7 @@ def plan_of(config: DictConfig, method: EditMethod, model: ModelDescription, wei
     edits = rungs_of(config.num_edits)[-1]
     rate, origin = _rate(gpu=on_gpu)
     seconds = needs.edit_operations / rate if predicted is not None else None
-    measured = _measured_seconds(config)
+    measured = _measured_seconds(config, model)
     if measured is not None:
         seconds, origin = measured, "median of earlier runs here"
     return Plan(
@@ -333,9 +333,9 @@ def _element_bytes(config: DictConfig) -> int:
     return torch.tensor([], dtype=DTYPES[str(config.model.get("dtype") or "float32")]).element_size()
 
 
-def _measured_seconds(config: DictConfig) -> float | None:
+def _measured_seconds(config: DictConfig, model: ModelDescription) -> float | None:
     """Return seconds an edit of earlier runs of this pair, if there are some."""
-    return read_history(Path(config.paths.runs)).edit_seconds.get((str(config.model.name), str(config.method.name)))
+    return read_history(Path(config.paths.runs)).edit_seconds.get((model.name, str(config.method.name)))
 
 
 def _rate(*, gpu: bool) -> tuple[float, str]:

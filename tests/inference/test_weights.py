@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from contextlib import suppress
 
 import pytest
 import torch
@@ -98,6 +99,27 @@ def test_unedited_is_exact_both_ways_even_when_left_by_an_error(model: EditedMod
     assert same_state(model.lm, edited)
     assert model.weights_digest() == digest
     assert model.score(["The town"], [" of Rome"]) == edited_score != base_score
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_other_weights_are_held_within_a_context_and_the_way_back_is_exact(load_tiny: Load, architecture: str, dtype: torch.dtype) -> None:
+    lm = load_tiny(architecture)
+    cast_parameters(lm, dtype)
+    model = EditedModel(lm)
+    model.apply(low_rank(model, scale=1e-4))
+    state, digest, name = state_of(lm), model.weights_digest(), mlp_out(lm)
+    before = model.weight(name).clone()
+    other = before + 1e-4 * torch.randn(before.shape, generator=torch.Generator().manual_seed(2))  # below half precision's steps
+    module = lm.module.get_submodule(name.removesuffix(".weight"))
+    with suppress(KeyError), model.holding({name: other}):
+        assert torch.equal(model.weight(name), other)  # also where the parameter itself is rounded
+        shown = module.get_parameter("weight").data
+        assert torch.equal(shown, (other.T if lm.sites.transposed else other).to(dtype))
+        raise KeyError
+    assert torch.equal(model.weight(name), before)
+    assert model.weights_digest() == digest
+    assert same_state(lm, state)
 
 
 def test_unedited_model_refuses_edits_and_restore(model: EditedModel) -> None:

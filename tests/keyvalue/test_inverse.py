@@ -12,10 +12,10 @@ from editeval.files import Cache
 from editeval.keyvalue import inverse as module
 from editeval.keyvalue.covariance import CovarianceSource, key_covariances
 from editeval.keyvalue.inverse import CovarianceInverse, covariance_solvers
-from editeval.keyvalue.solve import CholeskyFactor
+from editeval.keyvalue.solve import CholeskyFactor, IllConditionedError
 from editeval.models.model import LanguageModel
 from editeval.models.tiny import TinyModel
-from editeval.types import EditevalError, SilentProgress
+from editeval.types import SilentProgress
 
 SOURCE = CovarianceSource(corpus=StandardLibraryCorpus(tokens=2000, max_length=64))
 
@@ -50,7 +50,7 @@ def test_an_inverse_with_a_large_residual_gives_way_to_the_factor(
     lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: CholeskyFactor) -> torch.Tensor:
-        raise EditevalError("residual")
+        raise IllConditionedError("residual")
 
     monkeypatch.setattr(CholeskyFactor, "inverse", refuse)
     solvers = covariance_solvers(lm, sites(lm), SOURCE, Cache(tmp_path), SilentProgress())
