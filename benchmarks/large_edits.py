@@ -58,10 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     requests = facts(options.edits, options.data)
     model: EditedModel | None = None
     records = []
-    print(
-        "| method | facts | s/edit, median | first | getting ready, s | peak, GiB | predicted, GiB |\n|---|---|---|---|---|---|---|",
-        flush=True,
-    )
+    print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)
     for name in options.methods:
         settings = [f"model={options.model}", f"method={name}", f"corpus.tokens={options.tokens}", f"+model.device={options.device}"]
         with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):

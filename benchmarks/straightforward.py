@@ -37,10 +37,8 @@ class FullUpdate:
     result: FullResult
 
 
-def full_target_value(
-    lm: LanguageModel, fact: FactRows, *, sites: Sequence[str], settings: TargetSettings, last_evaluation: bool = True
-) -> FullResult:
-    """Optimise deltas at `sites` over whole sequences; `last_evaluation` runs the published loop's last, idle evaluation too."""
+def full_target_value(lm: LanguageModel, fact: FactRows, *, sites: Sequence[str], settings: TargetSettings) -> FullResult:
+    """Optimise deltas at `sites` over whole sequences, the published loop's last, idle evaluation included."""
     rows = [*fact.prompts, fact.essence]
     ids, mask = _padded(lm, rows)
     lookups = torch.tensor([row.subject_last for row in rows])
@@ -50,7 +48,7 @@ def full_target_value(
     kept: Tensor | None = None
     losses: list[float] = []
     nll_factor = 1.0
-    for step in range(settings.num_steps if last_evaluation else settings.num_steps - 1):
+    for step in range(settings.num_steps):
         optimizer.zero_grad()
         with ExitStack() as stack, torch.enable_grad():
             for site in sites:

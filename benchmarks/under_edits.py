@@ -62,7 +62,7 @@ def requests_about(facts: Sequence[EditRequest]) -> dict[str, list[Any]]:
 
 
 def reference_engine(model: EditedModel, edits: Sequence[Edit]) -> Any:
-    """Return the harness's own engine under these edits, at batch size 1. `acted` and `asked` count the requests that edits act on."""
+    """Return the harness's own engine under these edits, at batch size 1. `acted` counts the requests that edits act on."""
     from lm_eval.api.model import LM
 
     codebook = [delta for edit in edits for delta in edit.deltas if isinstance(delta, CodebookDelta)]
@@ -78,7 +78,6 @@ class _Counted:
 
     def __init__(self) -> None:
         super().__init__()
-        self.asked = 0
         self.acted = 0
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -115,7 +114,6 @@ class CodebookReference(_Counted):
         end = -1  # a text is written behind all that is read first
         if kind == "loglikelihood":
             end = len(self._engine._encode_pair(*request.args)[0]) - 1
-        self.asked += 1
         first = True
 
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -152,7 +150,6 @@ class RoutedReference(_Counted):
         """Return the answer of the model that the request goes to, behind what its route puts before it."""
         context, asked = request.args
         (route,) = self._adapter.routes([context])
-        self.asked += 1
         model = self._model
         if route is not None:
             self.acted += 1

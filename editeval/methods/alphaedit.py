@@ -22,6 +22,7 @@ from torch import Tensor
 from editeval.edits.delta import Edit
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
+from editeval.keyvalue.followed import FollowedEdits, keys_of, recorded_keys
 from editeval.keyvalue.footprint import PROJECTION, Solver, remembering_keys
 from editeval.keyvalue.null_space import KeyMemory, NullSpace, null_spaces
 from editeval.keyvalue.settings import SpreadSettings
@@ -110,8 +111,7 @@ class Editor:
         self.memory.follow()
         result, diagnostics = self.writer.compute(requests)
         # No update of a layer changes the keys that its own matrix gets, so these are also the keys after the edit.
-        auxiliary = {_key_name(site): keys_EK.contiguous() for site, keys_EK in result.keys.items()}
-        return Edit(deltas=result.updates, auxiliary=auxiliary, diagnostics=diagnostics)
+        return Edit(deltas=result.updates, auxiliary=recorded_keys(result.keys), diagnostics=diagnostics)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -121,26 +121,19 @@ class Memory:
     model: EditedModel
     spaces: Mapping[str, NullSpace]
     ridge: float
-    _followed: list[Mapping[str, Tensor]] = field(default_factory=list)
+    _followed: FollowedEdits = field(default_factory=FollowedEdits)
     _memories: dict[str, KeyMemory] = field(default_factory=dict)
 
     def follow(self) -> None:
         """Absorb the keys of edits applied since; start anew where the model was restored or holds other edits."""
-        applied = self.model.auxiliary
-        same = len(self._followed) <= len(applied) and all(mine is theirs for mine, theirs in zip(self._followed, applied, strict=False))
-        if not same or not self._memories:
-            self._followed.clear()
+        void, new = self._followed.follow(self.model.auxiliary)
+        if void or not self._memories:
             self._memories = {site: KeyMemory(ridge=self.ridge) for site in self.spaces}
-        for auxiliary in applied[len(self._followed) :]:
+        for auxiliary in new:
             for site, memory in self._memories.items():
-                if _key_name(site) in auxiliary:
-                    memory.absorb(self.spaces[site].project(auxiliary[_key_name(site)].T))
-            self._followed.append(auxiliary)
+                if (keys_EK := keys_of(auxiliary, site)) is not None:
+                    memory.absorb(self.spaces[site].project(keys_EK.T))
 
     def solve(self, site: str, keys_KE: Tensor) -> Tensor:
         """Return A (K, E) of `editeval.keyvalue.null_space` for the keys of a new edit."""
         return self._memories[site].solve(self.spaces[site].project(keys_KE))
-
-
-def _key_name(site: str) -> str:
-    return f"keys.{site}"

@@ -29,6 +29,7 @@ from editeval.edits.delta import Edit, LowRankDelta
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.covariance import key_covariances
+from editeval.keyvalue.followed import FollowedEdits, keys_of, recorded_keys
 from editeval.keyvalue.footprint import INVERSE, Solver, remembering_keys
 from editeval.keyvalue.graphs import StepGraphs
 from editeval.keyvalue.objective import FactRows
@@ -148,8 +149,7 @@ class Editor:
         diagnostics = {"rounds": float(len(rounds)), "missing_after": float(missing.mean())}
         if rounds:
             diagnostics |= value_diagnostics(values, rounds[0])
-        auxiliary = {_key_name(site): keys_EK.contiguous() for site, keys_EK in keys.items()}
-        return Edit(deltas=tuple(updates.values()), auxiliary=auxiliary, diagnostics=diagnostics)
+        return Edit(deltas=tuple(updates.values()), auxiliary=recorded_keys(keys), diagnostics=diagnostics)
 
     def _to_write(self, facts: Sequence[FactRows], values: Sequence[TargetValue]) -> list[int]:
         """Return the numbers of the facts whose value is further than enough, and not too far, from its target."""
@@ -236,23 +236,21 @@ class Memory:
     model: EditedModel
     neurons: Mapping[str, Neurons]
     _unedited: dict[str, Tensor] = field(default_factory=dict)
-    _followed: list[Mapping[str, Tensor]] = field(default_factory=list)
+    _followed: FollowedEdits = field(default_factory=FollowedEdits)
 
     def __post_init__(self) -> None:
         self._unedited = {site: each.base for site, each in self.neurons.items()}
 
     def follow(self) -> None:
         """Absorb the keys of edits applied since; start anew where the model was restored or holds other edits."""
-        applied = self.model.auxiliary
-        if len(self._followed) > len(applied) or any(mine is not other for mine, other in zip(self._followed, applied, strict=False)):
-            self._followed.clear()
+        void, new = self._followed.follow(self.model.auxiliary)
+        if void:
             for site, each in self.neurons.items():
                 each.base = self._unedited[site]
-        for auxiliary in applied[len(self._followed) :]:
+        for auxiliary in new:
             for site, each in self.neurons.items():
-                if _key_name(site) in auxiliary:
-                    each.absorb(auxiliary[_key_name(site)])
-            self._followed.append(auxiliary)
+                if (keys_EK := keys_of(auxiliary, site)) is not None:
+                    each.absorb(keys_EK)
 
 
 def _by_path(updates: Mapping[str, LowRankDelta]) -> dict[str, list[LowRankDelta]]:
@@ -264,7 +262,3 @@ def _joined(earlier: LowRankDelta | None, later: LowRankDelta) -> LowRankDelta:
     if earlier is None or earlier is later:
         return later
     return replace(later, left=torch.cat([earlier.left, later.left], dim=1), right=torch.cat([earlier.right, later.right]))
-
-
-def _key_name(site: str) -> str:
-    return f"keys.{site}"
