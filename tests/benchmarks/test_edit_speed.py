@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks import edit_speed
 from benchmarks.edit_speed import METHODS, main
-from benchmarks.speed_pairs import Outcome, Pair
+from benchmarks.speed_pairs import Compute, Outcome, Pair
 from benchmarks.speed_setup import Setup
 from editeval.edits.delta import LowRankDelta
 from editeval.files import append_jsonl, read_jsonl
@@ -58,20 +58,29 @@ def test_an_outcome_that_differs_ends_with_status_1(monkeypatch: pytest.MonkeyPa
     assert not told(capsys)["same"]
 
 
-def test_what_only_rounding_tells_apart_is_computed_again_in_float64(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def rounded(setup: Setup) -> Pair:
+def rounded(of_ours: float, of_plain: float) -> Callable[[Setup], Pair]:
+    """ROME whose outcomes have these relative errors in float32, and none in float64."""
+
+    def made(setup: Setup) -> Pair:
         pair = METHODS["rome"](setup)
         assert pair.tolerance == 1e-4
 
-        def ours(request: EditRequest) -> Outcome:
-            error = 1e-3 if setup.lm.module.dtype == torch.float32 else 0.0
-            return {name: (1 + error) * update for name, update in pair.ours(request).items() if isinstance(update, Tensor)}
+        def moved(compute: Compute, error: float) -> Compute:
+            def computed(request: EditRequest) -> Outcome:
+                factor = 1 + error if setup.lm.module.dtype == torch.float32 else 1.0
+                return {name: factor * update for name, update in compute(request).items() if isinstance(update, Tensor)}
 
-        return replace(pair, ours=ours)
+            return computed
 
-    monkeypatch.setattr(edit_speed, "METHODS", {"rounded": rounded})
+        return replace(pair, ours=moved(pair.ours, of_ours), plain=moved(pair.plain, of_plain))
+
+    return made
+
+
+def test_what_only_rounding_tells_apart_is_computed_again_in_float64(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(edit_speed, "METHODS", {"rounded": rounded(5e-4, -5e-4)})
     out = tmp_path / "speed.jsonl"
     assert main([*TINY, "--methods", "rounded", "--out", str(out)]) == 0
     (timing,) = told(capsys)["timings"]
@@ -79,9 +88,20 @@ def test_what_only_rounding_tells_apart_is_computed_again_in_float64(
     assert timing["largest_difference"] == pytest.approx(1e-3, rel=0.1)
     assert timing["largest_in_float64"] < 1e-4
     (row,), _ = read_jsonl(out)
-    append_jsonl(out, [{**row, "in_float64": None}])  # as a file that was written without it
+    before = {name: value for name, value in row.items() if name not in ("in_float64", "ours_off", "plain_off")}
+    append_jsonl(out, [before])  # as a file that was written without them
     assert main([*TINY, "--methods", "rounded", "--out", str(out)]) == 0
     assert told(capsys)["timings"][0]["largest_in_float64"] == timing["largest_in_float64"]
+
+
+def test_float32_of_ours_that_is_less_exact_than_the_straightforward_form_ends_with_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(edit_speed, "METHODS", {"rounded": rounded(1e-3, 0.0)})
+    assert main([*TINY, "--methods", "rounded"]) == 1
+    (timing,) = told(capsys)["timings"]
+    assert timing["largest_in_float64"] < 1e-4
+    assert not timing["same"]
 
 
 def test_a_fact_that_was_measured_is_not_measured_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
