@@ -6,8 +6,8 @@
 Every row is one run of the product (what `launch.py` runs) with the method's settings for the model: rows of CounterFact or ZsRE one
 after another, nothing restored (LocFT-BF: all of them as one edit). *Immediate* asks about each fact right after its own edit, *retained*
 about all facts after the last, both by probability and by free generation (`editeval/benchmarks/edit_quality.py`). A run that was
-killed goes on where it stopped. Prints a table (seconds are the median edit's), and one JSON line. What a method has in the cache already
-(second moments, training) is no part of the seconds.
+killed goes on where it stopped. Prints a table, and one JSON line. Seconds an edit are the median's, by the clock and of the CPU in all
+threads; `ready` are the CPU's before the first edit (second moments, training), as far as they are not in the cache already.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ from editeval.experiment import run
 from editeval.files import Cache, append_jsonl, read_jsonl
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Callback, EditEvent, EvaluationContext, RunState
-from editeval.types import EditRequest
+from editeval.types import EditRequest, Score
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 REGULARISERS = ("rect", "prune")  # over ROME's edits
@@ -50,7 +51,6 @@ NUMBERS = {
     "locality": (("neighborhood_success", "probability"), ("locality", "generation")),
 }
 IMMEDIATE_FILE = "immediate.jsonl"
-READY = "preparing the method"  # in the timings of a run; what applying takes is in it too
 MAX_NEW_TOKENS = 12
 
 
@@ -64,9 +64,10 @@ class Row:
     retained: Mapping[str, float]
     weight_norm_ratio: float
     seconds_per_edit: float
+    cpu_seconds_per_edit: float  # its application too
     bytes_per_edit: float
     dataset: str
-    seconds_ready: float
+    seconds_ready: float  # of the CPU: before the first edit, and what that took beyond the median one
 
 
 class Immediate(Callback):
@@ -77,19 +78,26 @@ class Immediate(Callback):
         self._quality = EditQuality(max_new_tokens=MAX_NEW_TOKENS, fluency_tokens=1, fluency_facts=0)
         self._requests: tuple[EditRequest, ...] = ()
         self._known: set[int] = set()
+        self._waiting_since = self._started = 0.0
 
     def on_run_start(self, state: RunState) -> None:
+        self._waiting_since = time.process_time()
         self._known = {int(row["step"]) for row in read_jsonl(Path(state.run_dir) / IMMEDIATE_FILE)[0]}
 
     def on_edit_start(self, state: RunState, requests: Sequence[EditRequest]) -> None:
         self._requests = tuple(requests)
+        self._started = time.process_time()
+
+    def on_evaluation_end(self, state: RunState, benchmark: str, scores: Sequence[Score]) -> None:
+        self._waiting_since = time.process_time()  # the unedited model's, at last, before the first edit is prepared
 
     def on_edit_end(self, state: RunState, event: EditEvent, model: EditedModel) -> str | None:
+        cost = {"cpu": time.process_time() - self._started, "before": self._started - self._waiting_since}
         if event.step not in self._known:
             context = EvaluationContext(num_edits=event.num_edits, edited=self._requests, planned=self._requests, seed=0, cache=self._cache)
             measured = self._quality.evaluate(model, context).measurements
             values = {f"{item.metric}.{item.protocol}": item.value for item in measured}
-            append_jsonl(Path(state.run_dir) / IMMEDIATE_FILE, [{"step": event.step, "values": values}])
+            append_jsonl(Path(state.run_dir) / IMMEDIATE_FILE, [{"step": event.step, "values": values, **cost}])
         return None
 
 
@@ -136,8 +144,9 @@ def measure(method: str, *, edits: int, dataset: str, data: Path, runs: Path, ov
     asked = {row["step"]: row for row in read_jsonl(result.run_dir / IMMEDIATE_FILE)[0]}.values()  # a step may stand there twice
     names = {name for row in asked for name in row["values"]}
     immediate = {name: fmean([row["values"][name] for row in asked if name in row["values"]]) for name in names}
+    first = next((row for row in asked if row["step"] == 1), None)
+    seconds = median([float(row["cpu"]) for row in asked]) if asked else 0.0
     log: list[dict[str, Any]] = read_jsonl(result.run_dir / "edits.jsonl")[0]
-    sessions: list[dict[str, Any]] = read_jsonl(result.run_dir / "timings.jsonl")[0]
     journal = sum(file.stat().st_size for file in (result.run_dir / "journal").glob("*"))
     return Row(
         method=method,
@@ -146,16 +155,17 @@ def measure(method: str, *, edits: int, dataset: str, data: Path, runs: Path, ov
         retained=retained,
         weight_norm_ratio=float(log[-1]["weight_norm_ratio"]) if log else 1.0,
         seconds_per_edit=median([float(row["seconds"]) for row in log]) if log else 0.0,
+        cpu_seconds_per_edit=seconds,
         bytes_per_edit=journal / edits,
         dataset=dataset,
-        seconds_ready=sum(float(seconds) for session in sessions for name, seconds in session["seconds"].items() if READY in name),
+        seconds_ready=max(0.0, float(first["before"]) + float(first["cpu"]) - seconds) if first else 0.0,
     )
 
 
 def header() -> str:
     """Return the table's head; each cell is immediate > retained."""
     cells = [f"{metric}, {'p' if protocol == 'probability' else 'written'}" for metric, pairs in NUMBERS.items() for _, protocol in pairs]
-    names = ["method", *cells, "norm", "s/edit", "kB/edit"]
+    names = ["method", *cells, "norm", "s/edit", "CPU s/edit", "kB/edit", "ready, CPU s"]
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
 
@@ -163,7 +173,13 @@ def line(row: Row) -> str:
     """Return a method's line."""
     names = [f"{metric}.{protocol}" for pairs in NUMBERS.values() for metric, protocol in pairs]
     cells = [f"{number(row.immediate, name)} > {number(row.retained, name)}" for name in names]
-    cost = [f"{row.weight_norm_ratio:.2f}", f"{row.seconds_per_edit:.1f}", f"{row.bytes_per_edit / 1000:.1f}"]
+    cost = [
+        f"{row.weight_norm_ratio:.2f}",
+        f"{row.seconds_per_edit:.1f}",
+        f"{row.cpu_seconds_per_edit:.2f}",
+        f"{row.bytes_per_edit / 1000:.1f}",
+        f"{row.seconds_ready:.0f}",
+    ]
     return f"| {' | '.join([row.method, *cells, *cost])} |"
 
 
