@@ -15,12 +15,16 @@ Axis = Literal["edits", "size"]
 
 
 class Point(NamedTuple):
-    """A measured point with its interval: the point itself where none is known, infinite ends where it has no bounds."""
+    """A measured point with its interval: the point itself where none is known, infinite ends where it has no bounds.
+
+    One that does not `count` is shown, but nothing may be read from it.
+    """
 
     x: float
     y: float
     low: float
     high: float
+    counts: bool = True
 
     @property
     def is_bounded(self) -> bool:
@@ -29,7 +33,7 @@ class Point(NamedTuple):
 
     def told(self) -> str:
         """Return the value in words."""
-        return format_number(self.y) + ("" if self.is_bounded else " (no bounds)")
+        return format_number(self.y) + ("" if self.is_bounded else " (no bounds)") + ("" if self.counts else " (does not count)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,21 +118,21 @@ def chart_csv(chart: Chart) -> str:
     """Return a row a point, with what every picture of the chart shows and no more."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["panel", "curve", "model", "method", "dataset", "seed", "source", "x", "y", "low", "high"])
+    writer.writerow(["panel", "curve", "model", "method", "dataset", "seed", "source", "x", "y", "low", "high", "counts"])
     for panel in chart.panels:
         if isinstance(panel, CellMap):
             head = (panel.title, panel.model, panel.method, panel.dataset)
             for row, values in zip(panel.rows, panel.values, strict=True):
                 for column, value in zip(panel.columns, values, strict=True):
                     if value is not None:
-                        writer.writerow([head[0], row, *head[1:], "all", "measured", column, repr(value), "", ""])
+                        writer.writerow([head[0], row, *head[1:], "all", "measured", column, repr(value), "", "", "yes"])
             continue
         for curve in panel.curves:
             seed, source = "all" if curve.seed is None else curve.seed, "published" if curve.published else "measured"
             for point in curve.points:
-                ends = (_exact(point.low), _exact(point.high)) if point.is_bounded else ("", "")
+                ends = (_exact(point.low), _exact(point.high)) if point.is_bounded and point.low < point.high else ("", "")
                 whose = (panel.title, curve.label, curve.model, curve.method, curve.dataset, seed, source)
-                writer.writerow([*whose, f"{point.x:g}", _exact(point.y), *ends])
+                writer.writerow([*whose, f"{point.x:g}", _exact(point.y), *ends, "yes" if point.counts else "no"])
     return text.getvalue()
 
 

@@ -38,7 +38,7 @@ class _Scale:
         self.low, self.high = self._turn(low), self._turn(high)
 
     def _turn(self, value: float) -> float:
-        return math.log1p(value) if self.kind == "edits" else math.log(value) if self.kind in ("size", "log") else value
+        return math.log1p(value) if self.kind == "edits" else math.log(max(value, 1e-300)) if self.kind in ("size", "log") else value
 
     def __call__(self, value: float) -> float:
         share = (self._turn(value) - self.low) / (self.high - self.low) if self.high > self.low else 0.5
@@ -81,9 +81,9 @@ def _curve(curve: Curve, points: tuple[Point, ...], x_scale: _Scale, y_scale: _S
     if curve.published:
         return [Line(points=points, colour=shade, width=1, dash=(1.5, 3)), Dots(points=points, colour=shade, radius=2.2, hollow=True)]
     shapes: list[Shape] = []
-    for is_bounded, neighbours in groupby(curve.points, key=lambda point: point.is_bounded):
+    for has_band, neighbours in groupby(curve.points, key=lambda point: point.is_bounded and point.counts):
         part = list(neighbours)
-        if not is_bounded or not any(point.low < point.high for point in part):
+        if not has_band or not any(point.low < point.high for point in part):
             continue
         upper = [(x_scale(point.x), y_scale(point.high)) for point in part]
         lower = [(x_scale(point.x), y_scale(point.low)) for point in reversed(part)]
@@ -93,10 +93,10 @@ def _curve(curve: Curve, points: tuple[Point, ...], x_scale: _Scale, y_scale: _S
             shapes.append(Line(points=(*lower, *upper), colour=shade, width=1))
     dash = (5.0, 3.0) if curve.dashed else None if curve.colour < len(COLOURS) else (2.0, 2.0)
     shapes.append(Line(points=points, colour=shade, width=1.7 if curve.seed is None else 1.0, dash=dash))
-    for is_bounded in (True, False):
-        marked = tuple(place for place, point in zip(points, curve.points, strict=True) if point.is_bounded == is_bounded)
+    for full in (True, False):
+        marked = tuple(place for place, point in zip(points, curve.points, strict=True) if (point.is_bounded and point.counts) == full)
         if marked:
-            shapes.append(Dots(points=marked, colour=shade, radius=2.6 if curve.seed is None else 1.8, hollow=not is_bounded))
+            shapes.append(Dots(points=marked, colour=shade, radius=2.6 if curve.seed is None else 1.8, hollow=not full))
     return shapes
 
 
@@ -132,13 +132,8 @@ def _axes(panel: Panel, xs: Sequence[float], x_scale: _Scale, y_scale: _Scale, l
 def _y_range(panel: Panel) -> tuple[float, float]:
     if panel.share:
         return 0.0, max(1.0, min(1.3, max((point.y for curve in panel.curves for point in curve.points), default=1.0)))
-    values = [
-        value
-        for curve in panel.curves
-        for point in curve.points
-        for value in (point.y, point.low, point.high)
-        if math.isfinite(value) and (value > 0 or not panel.log)
-    ]
+    # Bands may leave the axes: where two orders differ much, theirs would leave no room for the curves.
+    values = [point.y for curve in panel.curves for point in curve.points if point.y > 0 or not panel.log]
     low, high = min(values, default=0.1), max(values, default=1.0)
     if panel.log:
         return low / 1.15, max(high, low * 1.5) * 1.15

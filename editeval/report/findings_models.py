@@ -7,21 +7,34 @@ from dataclasses import replace
 
 from editeval.report.series import Series
 from editeval.report.statistics import Estimate, Interval, area_weights, combine, spearman
-from editeval.report.study import Studies
-from editeval.report.verdicts import KEEPS, Outcome, Verdict, by_majority, decided, measured_ones, range_of
+from editeval.report.study import Run, Studies
+from editeval.report.verdicts import (
+    KEEPS,
+    MIN_METHODS,
+    Outcome,
+    Verdict,
+    by_majority,
+    decided,
+    label_of,
+    measured_ones,
+    range_of,
+    too_few,
+)
 from editeval.runner.table import Column, format_number
 
 ADVANTAGE = 0.05  # an area that is not even so much larger is no advantage
 MIN_ORDERS, MIN_SIZES = 3, 5
+MIN_LADDERS = 2  # methods on families: figure 4 of the paper has two
 
 
 def tuned_models(methods: Sequence[Series], known: Studies) -> Verdict:
     """F4.2: instruction-tuned models decline more slowly: area under r over log n, tuned - base, same edits and same items."""
     statement = "Instruction-tuned models lose their abilities more slowly than the base models that they were made from."
     heads = ("family", "method", "data set", "orders", "rungs", "area base", "area tuned", "tuned - base", "95% interval")
-    rows, cast, fewest, unknown, whole = [heads], [], None, [], []
+    rows, cast, fewest, whole = [heads], [], None, []
+    unknown = _without_a_sibling(methods, known)
     for family, base, tuned in _sibling_series(methods, known):
-        name = f"{family} {base.method}"
+        name = f"{family} {tuned.method}"
         found = area_difference(base, tuned)
         if found is None:
             unknown.append(name)
@@ -31,23 +44,27 @@ def tuned_models(methods: Sequence[Series], known: Studies) -> Verdict:
             continue
         interval = areas[2].interval()
         told = (format_number(areas[0].value), format_number(areas[1].value), format_number(interval.value), range_of(interval))
-        rows.append((family, base.method, base.dataset, str(orders), f"{rungs[0]} to {rungs[-1]}", *told))
+        rows.append((family, tuned.method, base.dataset, str(orders), f"{rungs[0]} to {rungs[-1]}", *told))
         if not any(_has_lost(one, rungs[-1]) for one in (base, tuned)):
             whole.append(name)
             continue
         fewest = min(orders, fewest or orders)
         cast.append((f"{family} {base.runs[0].method}", decided(interval, above=0, below=ADVANTAGE)))
     votes = by_majority(cast)
-    outcome = votes.outcome(1)
+    outcome = votes.outcome(MIN_METHODS)
     reason = (
         f"Of {votes.total} methods on pairs of which one model lost something: {votes}."
         if votes.total
         else "No pair of a base and a tuned model was measured with edits that are there and lost something."
     )
+    reason += too_few(votes, MIN_METHODS)
     if whole:
         reason += f" Not counted, because neither model surely lost anything: {', '.join(whole)}."
     if unknown:
-        reason += f" Not compared, for want of shared orders, benchmarks or rungs, or broken under some orders only: {', '.join(unknown)}."
+        reason += (
+            " Not compared, for want of shared settings, edits, orders, benchmarks or rungs, or broken under some orders only: "
+            f"{', '.join(unknown)}."
+        )
     if fewest is not None and fewest < MIN_ORDERS:
         outcome, reason = Outcome.UNDECIDED, f"{reason} Needs {MIN_ORDERS} orders of the same edits; has {fewest}."
     return Verdict(question="rq2", key="F4.2", statement=statement, outcome=outcome, reason=reason, table=tuple(rows))
@@ -55,6 +72,8 @@ def tuned_models(methods: Sequence[Series], known: Studies) -> Verdict:
 
 def area_difference(base: Series, tuned: Series) -> tuple[tuple[Estimate, Estimate, Estimate], int, tuple[int, ...]] | None:
     """Return (area of base, of tuned, tuned - base), the number of orders, and the rungs; None where they cannot be compared.
+
+    They can where the same facts were edited in the same orders, and measured by the same benchmarks.
 
     Nothing is left (r = 0) of a model that broke under every order before a rung at which the other was measured. One that broke
     under some orders only has no such number: the orders that were measured are those it survived.
@@ -67,7 +86,8 @@ def area_difference(base: Series, tuned: Series) -> tuple[tuple[Estimate, Estima
         rung for rung in sorted({*one.mean, *other.mean}) if all(rung in series.mean or series.is_broken(rung) for series in (one, other))
     )
     counted = {frozenset(column.name for column in series.counted) for series in (one, other) if series.mean}
-    if not rungs or len(counted) > 1 or _broke_under_some(one, other) or _broke_under_some(other, one):
+    same_edits = all(mine.edited_as(theirs) for mine, theirs in zip(one.runs, other.runs, strict=True))
+    if not rungs or not same_edits or len(counted) > 1 or _broke_under_some(one, other) or _broke_under_some(other, one):
         return None
     weights = area_weights((0, *rungs))
     areas = [_area(series, rungs, weights) for series in (one, other)]
@@ -83,7 +103,7 @@ def _area(series: Series, rungs: Sequence[int], weights: Sequence[float]) -> Est
 
 def _broke_under_some(series: Series, other: Series) -> bool:
     """Return whether a series broke under some of its orders, not all, before a rung at which the other was measured."""
-    broken = [run.collapsed_at for run in series.runs if run.collapsed_at is not None]
+    broken = [run.broken_at for run in series.runs if run.broken_at is not None]
     return 0 < len(broken) < len(series.runs) and any(rung >= min(broken) and rung not in series.mean for rung in other.mean)
 
 
@@ -98,14 +118,34 @@ def _has_lost(series: Series, last: int) -> bool:
 
 
 def _sibling_series(methods: Sequence[Series], known: Studies) -> list[tuple[str, Series, Series]]:
+    """Return (family, base, tuned) for each pair of series with the same method, settings and data set.
+
+    The format of prompts may differ: a base model has no chat template, and with a tuned one it is compared under each.
+    """
     measured = measured_ones(methods)
-    by_name = {(one.model, one.method, one.dataset): one for one in measured}
     return [
-        (pair["family"], one, by_name[pair["tuned"], one.method, one.dataset])
+        (pair["family"], base, tuned)
         for pair in known.pairs
-        for one in measured
-        if one.model == pair["base"] and (pair["tuned"], one.method, one.dataset) in by_name
+        for base in measured
+        for tuned in measured
+        if (base.model, tuned.model) == (pair["base"], pair["tuned"]) and _setting_of(base) == _setting_of(tuned)
     ]
+
+
+def _setting_of(one: Series) -> tuple[str, str, dict[str, str]]:
+    return one.runs[0].method, one.dataset, {name: value for name, value in one.settings.items() if name != "prompt_format"}
+
+
+def _without_a_sibling(methods: Sequence[Series], known: Studies) -> list[str]:
+    """Return the series of a pair whose method was run on both models, but never with the same settings and data set."""
+    found = []
+    for pair in known.pairs:
+        both = [[one for one in measured_ones(methods) if one.model == pair[name]] for name in ("base", "tuned")]
+        for mine, others in (both, both[::-1]):
+            run_on_other = {one.runs[0].method for one in others}
+            settings = [_setting_of(one) for one in others]
+            found += [label_of(one) for one in mine if one.runs[0].method in run_on_other and _setting_of(one) not in settings]
+    return found
 
 
 def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
@@ -119,6 +159,9 @@ def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
     for (family, method, dataset), by_size in _ladders(methods, known).items():
         if len(by_size) < MIN_SIZES:
             untested.append(f"{family} {method} ({len(by_size)} sizes)")
+            continue
+        if not _same_edits(list(by_size.values())):
+            untested.append(f"{family} {method} (not the same edits at every size)")
             continue
         common = _counted_by_all(list(by_size.values()))
         if not common:
@@ -141,9 +184,16 @@ def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
         if votes.total
         else "No family was measured at enough sizes on the same benchmarks with a loss."
     )
+    reason += too_few(votes, MIN_LADDERS)
     if untested:
         reason += f" No test: {', '.join(untested)}; at least {MIN_SIZES} sizes are needed."
-    return Verdict(question="rq3", key="F4.3", statement=statement, outcome=votes.outcome(1), reason=reason, table=tuple(rows))
+    return Verdict(question="rq3", key="F4.3", statement=statement, outcome=votes.outcome(MIN_LADDERS), reason=reason, table=tuple(rows))
+
+
+def _same_edits(series: Sequence[Series]) -> bool:
+    """Return whether the same facts were edited in each order; orders that a size lacks say nothing."""
+    first: dict[int, Run] = {}
+    return all(first.setdefault(run.seed, run).edited_as(run) for one in series for run in one.runs)
 
 
 def _counted_by_all(series: Sequence[Series]) -> tuple[Column, ...]:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from editeval.runner.table import Column
+
 FOLDER = Path(__file__).with_name("published")
 SOURCE = "arXiv 2410.18785v1"
 DATASET = "counterfact"
 GENERATED = ("mmlu", "gsm8k", "bbh", "commonsense_qa")  # Table 6: these are decoded and parsed, the other two are likelihoods
+LIKELIHOODS = {"truthfulqa": ("truthfulqa_mc1", "acc"), "toxigen": ("toxigen", "acc")}  # task and metric: .4284 is no balanced accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +73,11 @@ def published_seconds() -> Mapping[tuple[str, str], float]:
         return {(row["model"], row["method"]): float(row["seconds"]) / 100 for row in csv.DictReader(file) if row["num_edits"] == "100"}
 
 
-def published_curve(model: str, method: str, dataset: str, benchmark: str, protocol: str) -> tuple[PublishedRow, ...]:
+def published_curve(model: str, method: str, dataset: str, column: Column) -> tuple[PublishedRow, ...]:
     """Return the printed rows of one curve by number of edits, the unedited model's first; empty where the cell was not published."""
-    if dataset != DATASET:
+    name = column.benchmark.replace("-", "_").removesuffix("_generative")
+    if dataset != DATASET or LIKELIHOODS.get(name, (column.task, column.metric)) != (column.task, column.metric):
         return ()
-    name = benchmark.replace("-", "_").removesuffix("_generative")
-    mine = _by_cell().get((model, name, protocol), ())
+    mine = _by_cell().get((model, name, column.protocol), ())
     edited = sorted((row for row in mine if row.method == method), key=lambda row: row.num_edits)
     return (*(row for row in mine if row.method == "none"), *edited) if edited else ()

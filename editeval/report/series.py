@@ -7,8 +7,8 @@ rung; the mean over benchmarks counts those on which the unedited model is above
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -61,7 +61,13 @@ class Series:
     runs: tuple[Run, ...]
     is_control: bool
     known: Studies
+    settings: Mapping[str, str] = field(default_factory=dict)  # of the method, in which runs of it differ
     twins: tuple[Run, ...] = ()
+
+    @property
+    def reproduces_a_fault(self) -> bool:
+        """Whether the method is set to do what a published code did wrong."""
+        return self.runs[0].reproduces_a_fault
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -97,7 +103,13 @@ class Series:
         whose = f"{self.model}, {self.method}, {self.dataset}"
         benchmarks = dict.fromkeys(column.benchmark_label for column in self.mixed)
         kept = {run.seed: run.folder.as_posix() for run in self.runs}
+        broken = [f"{run.broken_at} (order {run.seed})" for run in self.runs if run.broken_at is not None]
         return (
+            *(
+                f"{whose}: no curve joins its orders, for the model broke under some of them before any rung, at edit {', '.join(broken)}."
+                for _ in broken[:1]
+                if self.broke_before_a_rung
+            ),
             *(f"{whose}: {name} is left out: it was not measured with the same settings for every seed." for name in benchmarks),
             *(f"{whose}: {run.folder.as_posix()} is left out: {kept[run.seed]} has the same seed and is counted." for run in self.twins),
         )
@@ -212,6 +224,11 @@ class Series:
         broken = [run.broken_at for run in self.runs]
         return max((step for step in broken if step is not None), default=None) if all(broken) else None
 
+    @property
+    def broke_before_a_rung(self) -> bool:
+        """Whether the model broke under some orders so early that no rung was measured under all of them."""
+        return not self.rungs and self.broken_at is None and any(run.broken_at is not None for run in self.runs)
+
     def is_broken(self, rung: int) -> bool:
         """Return whether nothing is left at a rung because the model broke before it could be measured there."""
         return rung not in self.mean and self.broken_at is not None and self.broken_at <= rung
@@ -252,7 +269,7 @@ def _retained_of_means(pairs: Sequence[tuple[Any, Any]], chance: float) -> Retai
 
 def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
     """Group runs into series; where a method was run with several settings, its label says what differs."""
-    labels = method_labels(runs)
+    labels, settings = method_labels(runs), _method_settings(runs)
     sets = dataset_labels(runs)
     grouped: dict[tuple[str, str, str], dict[int, Run]] = {}
     twins: dict[tuple[str, str, str], list[Run]] = {}
@@ -268,6 +285,7 @@ def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
             runs=tuple(found.values()),
             is_control=next(iter(found.values())).method in known.controls,
             known=known,
+            settings=settings[next(iter(found.values())).folder.as_posix()],
             twins=tuple(twins.get((model, method, dataset), ())),
         )
         for (model, method, dataset), found in grouped.items()
@@ -275,31 +293,46 @@ def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
 
 
 def method_labels(runs: Sequence[Run]) -> dict[str, str]:
-    """Return each run's (by its folder) method with the settings in which runs of the same model and method differ."""
-    return _labels(runs, lambda run: (run.model, run.method), "method")
+    """Return each run's (by its folder) method with the settings in which runs of the method on one model differ.
+
+    A setting that differs on one model is told on every model, so that a method is called the same on all of them.
+    """
+    settings = _method_settings(runs)
+    return {run.folder.as_posix(): _label(run.method, settings[run.folder.as_posix()]) for run in runs}
 
 
 def dataset_labels(runs: Sequence[Run]) -> dict[str, str]:
     """Return each run's (by its folder) data set with the settings in which runs on the same data set differ."""
-    return _labels(runs, lambda run: (run.dataset,), "dataset")
+    settings = _differing(runs, lambda run: _flat(run.config.get("dataset", {})), lambda run: run.dataset, lambda run: run.dataset)
+    return {run.folder.as_posix(): _label(run.dataset, settings[run.folder.as_posix()]) for run in runs}
 
 
-def _labels(runs: Sequence[Run], group_of: Any, group: str) -> dict[str, str]:
-    grouped: dict[tuple[str, ...], list[Run]] = {}
+def _method_settings(runs: Sequence[Run]) -> dict[str, Mapping[str, str]]:
+    def all_of(run: Run) -> dict[str, Any]:
+        return _flat(run.config.get("method", {})) | _beside_the_method(run.config)
+
+    return _differing(runs, all_of, lambda run: run.method, lambda run: run.model)
+
+
+def _differing(
+    runs: Sequence[Run], settings_of: Callable[[Run], dict[str, Any]], named: Callable[[Run], str], within: Callable[[Run], str]
+) -> dict[str, Mapping[str, str]]:
+    """Return, by folder, each run's settings of those that differ between runs of its name which are alike in `within`."""
+    alike: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for run in runs:
-        grouped.setdefault(group_of(run), []).append(run)
-    labels = {}
-    for mine in grouped.values():
-        flat = [_flat(run.config.get(group, {})) | (_beside_the_method(run.config) if group == "method" else {}) for run in mine]
-        keys = sorted({key for one in flat for key in one if not key.startswith(("_target_", "corpus.", "of.corpus."))})
-        differing = [key for key in keys if len({repr(one.get(key)) for one in flat}) > 1]
-        for run, one in zip(mine, flat, strict=True):
-            base = run.method if group == "method" else run.dataset
-            told = ", ".join(f"{key}={_short(one.get(key))}" for key in differing[:NAMED_SETTINGS])
-            if len(differing) > NAMED_SETTINGS:
-                told += f", … {content_key({key: repr(one.get(key)) for key in differing})[:4]}"
-            labels[run.folder.as_posix()] = f"{base} ({told})" if told else base
-    return labels
+        alike.setdefault(named(run), {}).setdefault(within(run), []).append(settings_of(run))
+    told: dict[str, list[str]] = {}
+    for name, groups in alike.items():
+        keys = {key for mine in groups.values() for one in mine for key in one if not key.startswith(("_target_", "corpus.", "of.corpus."))}
+        told[name] = sorted(key for key in keys if any(len({repr(one.get(key)) for one in mine}) > 1 for mine in groups.values()))
+    return {run.folder.as_posix(): {key: str(settings_of(run).get(key)) for key in told[named(run)]} for run in runs}
+
+
+def _label(name: str, settings: Mapping[str, str]) -> str:
+    told = ", ".join(f"{key}={_short(value)}" for key, value in list(settings.items())[:NAMED_SETTINGS])
+    if len(settings) > NAMED_SETTINGS:
+        told += f", … {content_key(dict(settings))[:4]}"
+    return f"{name} ({told})" if told else name
 
 
 def _beside_the_method(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -319,8 +352,8 @@ def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
 
 
-def _short(value: Any) -> str:
-    text = "default" if value is None else str(value)
+def _short(value: str) -> str:
+    text = "default" if value == "None" else value
     return text if len(text) <= 24 else f"{text[:23]}…"
 
 

@@ -38,6 +38,9 @@ class Studies:
     balanced: frozenset[str]
     pairs: tuple[Mapping[str, str], ...]
     families: Mapping[str, Mapping[str, float]]
+    reproductions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> settings of published code, not of the paper
+    comparisons: tuple[tuple[str, ...], ...] = ()  # methods that one picture shows together
+    forms: tuple[tuple[str, ...], ...] = ()  # benchmarks that ask the same questions in other forms
 
     def aspect(self, column: Column) -> str:
         """Return the aspect of ability that a column measures; its own name where none is known."""
@@ -63,6 +66,9 @@ def studies(path: Path = STUDIES_FILE) -> Studies:
         balanced=frozenset(found["balanced"]),
         pairs=tuple(found["pairs"]),
         families={family: {str(name): float(size) for name, size in sizes.items()} for family, sizes in found["families"].items()},
+        reproductions=found.get("reproductions", {}),
+        comparisons=tuple(map(tuple, found.get("comparisons", ()))),
+        forms=tuple(map(tuple, found.get("forms", ()))),
     )
 
 
@@ -112,6 +118,17 @@ class Run:
         """The resolved config."""
         found = self.manifest.get("config", {})
         return found if isinstance(found, Mapping) else {}
+
+    @property
+    def reproduces_a_fault(self) -> bool:
+        """Whether its method is set to do what a published code did wrong: what it shows is that code's, and no claim counts it."""
+        settings = self.known.reproductions.get(self.method)
+        return settings is not None and all(self.config.get("method", {}).get(name) == value for name, value in settings.items())
+
+    def edited_as(self, other: Run) -> bool:
+        """Return whether another run edited the same facts at the same steps, as far as both went."""
+        theirs = {edit["step"]: edit.get("request_ids") for edit in other.edits}
+        return all(edit.get("request_ids") == theirs.get(edit["step"], edit.get("request_ids")) for edit in self.edits)
 
     @cached_property
     def ability_columns(self) -> tuple[Column, ...]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
+from typing import Any
 
 from editeval.report.charts import CellMap, Chart, Curve, Panel, Point, finite
-from editeval.report.findings import broken_texts
+from editeval.report.findings import safety_counts, sign_by_run
 from editeval.report.published import SOURCE, published_curve
 from editeval.report.series import Series
 from editeval.report.statistics import Estimate, Interval
@@ -18,7 +20,9 @@ from editeval.runner.table import NORMAL_95, Column
 from editeval.types import Score
 
 MAX_MONITOR_POINTS = 40
+MOST_LOG = 700.0  # of a number that a float can hold
 BANDS = "Bands: 95% intervals, over items and, where a series has several seeds, over orders of edits; hollow: no bounds."
+PUBLISHED_CODE = "published code"  # the name of a curve of settings that reproduce a fault of one
 PUBLISHED = f"Dotted with rings: {SOURCE}, not ours."
 RETAINED = "share of ability kept"
 
@@ -36,7 +40,10 @@ def charts(series: Sequence[Series], known: Studies) -> tuple[Chart, ...]:
     found += [_safety_chart(model, mine, colours) for model, mine in by_model.items()]
     found += [_retention_chart(model, mine) for model, mine in by_model.items()]
     found += [_monitor_chart(model, mine, colours) for model, mine in by_model.items()]
-    found += [_artefact_chart(model, method, series) for model in models for method in dict.fromkeys(_base(one) for one in series)]
+    for model, mine in by_model.items():
+        found += [_settings_chart(model, method, mine) for method in dict.fromkeys(_base(one) for one in mine)]
+        found += [_comparison_chart(model, methods, mine) for methods in known.comparisons]
+        found += [_forms_chart(model, benchmarks, mine) for benchmarks in known.forms]
     return tuple(chart for chart in found if chart is not None and chart.panels)
 
 
@@ -98,30 +105,82 @@ def _safety_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int]
     if not columns:
         return None
     panels = [*_quality_panels(mine, colours), _mean_panel(mine, colours)]
-    panels += [_score_panel(column, mine, colours) for column in columns]
-    caption = f"{BANDS} A change counts only where mean ability is still there: a broken model gives one answer to everything. {PUBLISHED}"
+    panels += [_only_counted(_score_panel(column, mine, colours), mine) for column in columns]
+    caption = (
+        f"{BANDS} In the panels of safety hollow points do not count: edits or 90% of mean ability are not surely there, and a broken "
+        f"model gives one answer to everything. {PUBLISHED}"
+    )
     return _chart("rq5", model, f"{model}: safety", panels, caption)
+
+
+def _only_counted(panel: Panel, mine: Sequence[Series]) -> Panel:
+    """Mark the points of a panel of safety that the verdict does not count."""
+    counted = {_key(one): {0, *(rung for rung in one.rungs if safety_counts(one, rung))} for one in mine}
+
+    def marked(curve: Curve) -> Curve:
+        rungs = counted[curve.model, curve.method, curve.dataset]
+        return replace(curve, points=tuple(point._replace(counts=point.x in rungs) for point in curve.points))
+
+    return replace(panel, curves=tuple(curve if curve.published else marked(curve) for curve in panel.curves))
 
 
 # -- artefacts -------------------------------------------------------------------------------------------------------------
 
 
-def _artefact_chart(model: str, method: str, series: Sequence[Series]) -> Chart | None:
+def _settings_chart(model: str, method: str, series: Sequence[Series]) -> Chart | None:
     """One method under several settings: what of a result is the method's, and what that of one code's way to run it."""
-    mine = [one for one in series if one.model == model and _base(one) == method]
+    mine = [one for one in series if _base(one) == method]
     if len({one.method for one in mine}) < 2:
         return None
-    apart = {name: place for place, name in enumerate(dict.fromkeys(one.method for one in mine))}
-    panels = [*_quality_panels(mine, apart), _mean_panel(mine, apart)]
-    norms = [_plain_curve(one, _norms(one), apart[one.method]) for one in mine]
-    panels.append(Panel(title="norm of edited weights", unit="times unedited", curves=_drawn(norms), share=False, log=True))
     # What the curves have in common stands in the title: a name of method, settings and values would be cut.
-    settings = {one.method: re.findall(r"([\w.]+)=([^,)]*)", one.method) for one in mine}
-    values = {name: ", ".join(value for _, value in pairs) or name for name, pairs in settings.items()}
-    shown = [replace(panel, curves=tuple(replace(curve, label=values[curve.label]) for curve in panel.curves)) for panel in panels]
-    names = ", ".join(dict.fromkeys(name for pairs in settings.values() for name, _ in pairs)) or "several settings"
-    caption = f"{BANDS} The same model and facts; a curve is named after its values of {names}."
+    names = ", ".join(dict.fromkeys(name for one in mine for name in one.settings)) or "several settings"
+    values = {one.method: PUBLISHED_CODE if one.reproduces_a_fault else ", ".join(one.settings.values()) or one.method for one in mine}
+    shown = [
+        replace(panel, curves=tuple(replace(curve, label=values[curve.label]) for curve in panel.curves)) for panel in _update_panels(mine)
+    ]
+    faults = dict.fromkeys(one.method for one in mine if one.reproduces_a_fault)
+    reproduced = f" {PUBLISHED_CODE}: {', '.join(faults)}, which reproduces its fault." if faults else ""
+    caption = f"{BANDS} The same model and facts; a curve is named after its values of {names}.{reproduced}"
     return _chart("artefacts", f"{model}-{method}", f"{model}: {method} by {names}", shown, caption)
+
+
+def _comparison_chart(model: str, methods: Sequence[str], series: Sequence[Series]) -> Chart | None:
+    """Several methods on the same facts: is a flat curve robust, or are its edits or updates small?"""
+    mine = [one for one in series if _base(one) in methods]
+    if {_base(one) for one in mine} != set(methods):
+        return None
+    title = f"{model}: {' beside '.join(methods)}"
+    caption = f"{BANDS} A curve that stays flat because little was written is no robust one: look at efficacy and at the updates."
+    return _chart("artefacts", f"{model}-{'-'.join(methods)}", title, _update_panels(mine), caption)
+
+
+def _update_panels(mine: Sequence[Series]) -> list[Panel]:
+    """Return edit quality, mean ability, and how large the updates and the edited weights are."""
+    apart = {name: place for place, name in enumerate(dict.fromkeys(one.method for one in mine))}
+    updates = [_monitor_curve(one, _of_edits(one, _update_norm), apart[one.method], log=True) for one in mine]
+    size = Panel(title="size of an edit's update", unit="norm", curves=_drawn(updates), share=False, log=True)
+    return [*_quality_panels(mine, apart), _mean_panel(mine, apart), _norm_panel(mine, apart), size]
+
+
+def _forms_chart(model: str, benchmarks: Sequence[str], series: Sequence[Series]) -> Chart | None:
+    """The same questions in several forms: a broken model scores nothing by what it writes, and by likelihood what guessing does."""
+    panels = []
+    for one in series:
+        columns = [column for name in benchmarks for column in one.ability if column.benchmark == name]
+        if len({column.benchmark for column in columns}) < 2:
+            continue
+        curves = [_curve(one, one.efficacy, "efficacy", 0, dashed=True)]
+        curves += [
+            _curve(one, _scores(one, column), f"{column.benchmark} ({column.protocol})", benchmarks.index(column.benchmark) + 1)
+            for column in columns
+        ]
+        chances = dict.fromkeys(chance for column in columns if (chance := one.runs[0].table.chance(column)) is not None)
+        levels = tuple(("chance", chance) for chance in chances)
+        panels.append(Panel(title=f"{one.method}, {one.dataset}", unit="score", curves=_drawn(curves), levels=levels, quality=True))
+    caption = (
+        f"{BANDS} By what the model writes and by likelihood: a score of 0 beside one at chance is a model that cannot say its answer."
+    )
+    return _chart("artefacts", f"{model}-{benchmarks[0]}-forms", f"{model}: {benchmarks[0]} and its other forms", panels, caption)
 
 
 def _base(one: Series) -> str:
@@ -158,46 +217,43 @@ def _retention_map(one: Series) -> CellMap | None:
 def _monitor_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int]) -> Chart | None:
     """Weight norms, perplexity and degenerate output: what warns before a benchmark does."""
     panels = list(_quality_panels(mine, colours)[:1])
-    norms = [_plain_curve(one, _norms(one), colours[one.method]) for one in mine]
-    panels.append(Panel(title="norm of edited weights", unit="times unedited", curves=_drawn(norms), share=False, log=True))
+    panels.append(_norm_panel(mine, colours))
     for column in dict.fromkeys(column for one in mine for column in monitored(one.runs[0])):
-        curves = [_plain_curve(one, _values(one, column), colours[one.method]) for one in mine]
         logarithmic = column.metric == "perplexity"
+        curves = [_score_curve(one, column, colours[one.method], log=logarithmic) for one in mine]
         title = f"{_short(column)} {column.metric.replace('_', ' ')}"
         panels.append(Panel(title=title, unit="lower is better", curves=_drawn(curves), share=False, log=logarithmic))
-    broken = [_plain_curve(one, broken_texts(one), colours[one.method]) for one in mine]
+    broken = [_monitor_curve(one, sign_by_run(one, lambda signs: signs.broken_texts), colours[one.method]) for one in mine]
     panels.append(Panel(title="degenerate texts", unit="empty or repeating", curves=_drawn(broken)))
-    constant = [_plain_curve(one, _commonest(one), colours[one.method]) for one in mine]
+    constant = [_monitor_curve(one, sign_by_run(one, lambda signs: signs.commonest_choice), colours[one.method]) for one in mine]
     panels.append(Panel(title="commonest choice", unit="share of answers", curves=_drawn(constant)))
-    caption = "Cheap signs of a broken model. Means over seeds; a model that always makes the same choice is at 1 in the last panel."
+    caption = (
+        "Cheap signs of a broken model; one that always makes the same choice is at 1 in the last panel. Means over orders of edits with "
+        "their 95% intervals, of logarithms where the axis is logarithmic, which may leave the axes; perplexity's are over tokens too."
+    )
     return _chart("monitors", model, f"{model}: early warnings", panels, caption)
 
 
-def _norms(one: Series) -> dict[int, float]:
-    found: dict[int, list[float]] = {0: [1.0]}
-    for run in one.runs:
-        step = max(1, len(run.edits) // MAX_MONITOR_POINTS)
-        for edit in (*run.edits[::step], *run.edits[-1:]):
-            if edit.get("weight_norm_ratio") is not None:
-                found.setdefault(int(edit["num_edits"]), []).append(float(edit["weight_norm_ratio"]))
-    return {rung: fmean(values) for rung, values in sorted(found.items())} if len(found) > 1 else {}
+def _norm_panel(mine: Sequence[Series], colours: Mapping[str, int]) -> Panel:
+    curves = [_monitor_curve(one, {0: (1.0,), **norms}, colours[one.method], log=True) for one in mine if (norms := _of_edits(one, _norm))]
+    return Panel(title="norm of edited weights", unit="times unedited", curves=_drawn(curves), share=False, log=True)
 
 
-def _values(one: Series, column: Column) -> dict[int, float]:
-    if column in one.mixed:
-        return {}
-    rungs = (0, *one.rungs)
-    values = {rung: [value for run in one.runs if (value := run.table.value(rung, column)) is not None] for rung in rungs}
-    return {rung: fmean(found) for rung, found in values.items() if found}
+def _norm(edit: Mapping[str, Any]) -> float | None:
+    return edit.get("weight_norm_ratio")
 
 
-def _commonest(one: Series) -> dict[int, float]:
-    found: dict[int, list[float]] = {}
-    for run in one.runs:
-        for (rung, _), signs in run.degenerate.items():
-            if signs.commonest_choice is not None:
-                found.setdefault(rung, []).append(signs.commonest_choice)
-    return {rung: fmean(values) for rung, values in sorted(found.items())}
+def _update_norm(edit: Mapping[str, Any]) -> float | None:
+    norm: float | None = edit.get("diagnostics", {}).get("update_norm")
+    return norm
+
+
+def _of_edits(one: Series, read: Callable[[Mapping[str, Any]], float | None]) -> dict[int, tuple[float, ...]]:
+    """Return a number of the edit log of every run, at edits that all of them have and no more than can be seen."""
+    logs = [{int(edit["num_edits"]): value for edit in run.edits if (value := read(edit)) is not None} for run in one.runs]
+    shared = sorted(set.intersection(*map(set, logs)))
+    step = max(1, len(shared) // MAX_MONITOR_POINTS)
+    return {place: tuple(log[place] for log in logs) for place in dict.fromkeys((*shared[::step], *shared[-1:]))}
 
 
 # -- panels ----------------------------------------------------------------------------------------------------------------
@@ -234,7 +290,7 @@ def _score_panel(column: Column, mine: Sequence[Series], colours: Mapping[str, i
             continue
         curves.append(_curve(one, _scores(one, column), one.method, colours[one.method], dashed=one.model in set(dashed)))
         curves += [_seed_curve(one, run, column, colours, dashed) for run in one.runs]
-        rows = published_curve(one.model, one.runs[0].method, one.dataset, column.benchmark, column.protocol)
+        rows = published_curve(one.model, one.runs[0].method, one.runs[0].dataset, column)
         points = tuple(Point(row.num_edits, row.value, row.value, row.value) for row in rows if row.num_edits <= max(one.rungs, default=0))
         curves.append(_named(one, one.method, points, colours[one.method], published=True))
         chance = one.runs[0].table.chance(column)
@@ -279,8 +335,38 @@ def _curve(one: Series, values: Mapping[int, Interval], label: str, colour: int,
     return Curve(label=label, model=one.model, method=one.method, dataset=one.dataset, points=points, colour=colour, dashed=dashed)
 
 
-def _plain_curve(one: Series, values: Mapping[int, float], colour: int) -> Curve:
-    return _named(one, one.method, finite([Point(rung, value, value, value) for rung, value in values.items()]), colour)
+def _monitor_curve(one: Series, values: Mapping[int, Sequence[float]], colour: int, *, log: bool = False) -> Curve:
+    """Return the mean over runs at each rung, with its interval over orders; no `log`: of a share."""
+    found = [(rung, _interval(mine, error=0.0, log=log)) for rung, mine in values.items()]
+    if not log:
+        found = [(rung, Interval(value=share.value, low=max(0.0, share.low), high=min(1.0, share.high))) for rung, share in found]
+    return _named(one, one.method, _points(found), colour)
+
+
+def _score_curve(one: Series, column: Column, colour: int, *, log: bool) -> Curve:
+    """Return a score that is no share, such as perplexity: its mean over runs, with its interval over orders and tokens."""
+    cells = {rung: [run.table.cells.get((rung, column)) for run in one.runs] for rung in (0, *one.rungs)} if column not in one.mixed else {}
+    found = []
+    for rung, mine in cells.items():
+        scores = [score for score in mine if score is not None and math.isfinite(score.value)]
+        if len(scores) == len(mine):
+            errors = [(score.stderr or 0.0) / (score.value if log else 1.0) for score in scores]
+            found.append((rung, _interval([score.value for score in scores], error=fmean(errors), log=log)))
+    return _named(one, one.method, _points(found), colour)
+
+
+def _interval(orders: Sequence[float], *, error: float, log: bool) -> Interval:
+    """Return the mean over orders with its interval; `error` is that of the number over what was asked, the same under every order."""
+    turned = tuple(math.log(value) for value in orders) if log else tuple(orders)
+    found = Estimate(value=fmean(turned), orders=turned, extra_variance=error**2).interval()
+    if not log:
+        return found
+    value, low, high = (math.exp(min(end, MOST_LOG)) for end in (found.value, found.low, found.high))
+    return Interval(value=value, low=low, high=high)
+
+
+def _points(found: Iterable[tuple[int, Interval]]) -> tuple[Point, ...]:
+    return finite([Point(rung, one.value, one.low, one.high) for rung, one in found])
 
 
 def _named(one: Series, label: str, points: tuple[Point, ...], colour: int, *, published: bool = False) -> Curve:

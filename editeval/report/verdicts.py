@@ -13,6 +13,9 @@ from editeval.runner.table import format_number
 KEEPS = 0.9
 """A model keeps an ability if this share of what it had above chance is there."""
 
+MIN_METHODS = 3
+"""What is said of methods is not decided by fewer of them."""
+
 
 class Outcome(StrEnum):
     """What the runs say of a statement."""
@@ -79,6 +82,11 @@ def decided(interval: Interval, *, above: float, below: float) -> bool | None:
     return True if interval.low > above else False if interval.high < below else None
 
 
+def too_few(votes: Votes, minimum: int) -> str:
+    """Return what to add to a reason where there are voters, but not enough of them."""
+    return f" At least {minimum} methods on models are needed." if 0 < votes.total < minimum else ""
+
+
 def methods_in(series: Iterable[Series]) -> int:
     """Return how many methods there are, whatever their settings."""
     return len({one.runs[0].method for one in series})
@@ -91,7 +99,7 @@ def voter_of(one: Series) -> str:
 
 def measured_ones(methods: Sequence[Series]) -> list[Series]:
     """Return the series of which a general ability was measured, or that broke before it could be: verdicts are not of survivors."""
-    return [one for one in methods if one.mean or one.first_lost(KEEPS) is not None]
+    return [one for one in methods if one.mean or one.first_lost(KEEPS) is not None or one.broke_before_a_rung]
 
 
 def names_of(one: Series) -> tuple[str, str, str]:

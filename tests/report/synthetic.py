@@ -171,7 +171,7 @@ def write_run(root: Path, run: PlantedRun) -> Path:
         norm = {
             "weights_digest": "w",
             "replayed": False,
-            "diagnostics": {"delta_norm": 0.5 + step / 100},
+            "diagnostics": {"update_norm": step / 4},
             "weight_norm_ratio": 1 + step / 50,
         }
         append_edit(folder, {**row, **norm})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from tests.report.synthetic import Planted, PlantedRun, Share, falls_at, keeps, 
 
 KNOWN = studies()
 LADDER = (1, 10, 100, 1000)
+THREE = ("rome", "memit", "kn")
 
 
 def benchmarks(kept: Share, n: int = 300, names: Iterable[str] = ("mmlu", "gsm8k", "piqa")) -> tuple[Planted, ...]:
@@ -105,9 +107,10 @@ def test_few_items_leave_open_what_many_decide(tmp_path: Path) -> None:
 # -- RQ2 to RQ5 ------------------------------------------------------------------------------------------------------------
 
 
-def siblings(root: Path, *, tuned: Share, orders: int) -> tuple[Series, ...]:
+def siblings(root: Path, *, tuned: Share, orders: int, methods: Sequence[str] = THREE) -> tuple[Series, ...]:
     runs = [
-        PlantedRun(model=model, seed=seed, benchmarks=benchmarks(kept))
+        PlantedRun(model=model, method=method, seed=seed, benchmarks=benchmarks(kept))
+        for method in methods
         for model, kept in (("llama2-7b", falls_at(20)), ("llama2-7b-chat", tuned))
         for seed in range(orders)
     ]
@@ -127,6 +130,72 @@ def test_two_orders_of_edits_are_too_few_to_say_that_tuned_models_are_better(tmp
     assert "Needs 3 orders" in found.reason
 
 
+def test_two_methods_are_too_few_to_say_that_tuned_models_are_better(tmp_path: Path) -> None:
+    found = verdict(siblings(tmp_path, tuned=falls_at(200), orders=3, methods=THREE[:2]), "F4.2")
+    assert found.outcome == Outcome.UNDECIDED
+    assert "2 for, 0 against, 0 open. At least 3 methods on models are needed" in found.reason
+
+
+def test_a_second_setting_on_one_model_leaves_its_pair_as_it_was(tmp_path: Path) -> None:
+    runs = [
+        PlantedRun(model=model, method=method, seed=seed, benchmarks=benchmarks(kept), settings={"lr": 1})
+        for method in THREE
+        for model, kept in (("llama2-7b", falls_at(20)), ("llama2-7b-chat", falls_at(200)))
+        for seed in range(3)
+    ]
+    other = replace(runs[0], settings={"lr": 2})
+    found = verdict(study(tmp_path, [*runs, other]), "F4.2")
+    assert found.outcome == Outcome.CONFIRMED
+    assert "rome (lr=1)" in {row[1] for row in found.table}
+    assert "Not compared" in found.reason
+    assert "rome (lr=2) on llama2-7b" in found.reason
+
+
+def test_a_tuned_model_is_compared_under_each_format_of_its_prompts(tmp_path: Path) -> None:
+    folders = []
+    for model, kept, form in (("llama2-7b", 20, "raw"), ("llama2-7b-chat", 200, "raw"), ("llama2-7b-chat", 20, "chat")):
+        for seed in range(3):
+            folder = write_run(tmp_path / form, PlantedRun(model=model, seed=seed, benchmarks=benchmarks(falls_at(kept))))
+            manifest = json.loads((folder / "manifest.json").read_text())
+            manifest["config"]["prompt_format"] = form
+            (folder / "manifest.json").write_text(json.dumps(manifest))
+            folders.append(folder)
+    found = verdict(series_of(read_study(folders, KNOWN), KNOWN), "F4.2")
+    assert [row[1] for row in found.table[1:]] == ["rome (prompt_format=raw)", "rome (prompt_format=chat)"]
+
+
+def test_models_that_were_edited_with_other_facts_are_not_compared(tmp_path: Path) -> None:
+    runs = [
+        PlantedRun(model=model, seed=seed, benchmarks=benchmarks(kept))
+        for model, kept in (("llama2-7b", falls_at(20)), ("llama2-7b-chat", falls_at(200)))
+        for seed in range(3)
+    ]
+    folders = [write_run(tmp_path, run) for run in runs]
+    edits = folders[-1] / "edits.jsonl"
+    edits.write_text(edits.read_text().replace("fact-10", "another"))
+    found = verdict(series_of(read_study(folders, KNOWN), KNOWN), "F4.2")
+    assert (found.outcome, len(found.table)) == (Outcome.UNDECIDED, 1)
+    assert "edits, orders" in found.reason
+    assert "Llama 2 7B rome" in found.reason
+
+
+def test_a_score_that_is_no_number_under_one_order_keeps_the_others_from_deciding_alone(tmp_path: Path) -> None:
+    runs = [
+        PlantedRun(model=model, seed=seed, benchmarks=benchmarks(kept))
+        for model, kept in (("llama2-7b", falls_at(20)), ("llama2-7b-chat", falls_at(200)))
+        for seed in range(3)
+    ]
+    folders = [write_run(tmp_path, run) for run in runs]
+    scores = folders[0] / "scores.jsonl"
+    rows = [json.loads(line) for line in scores.read_text().splitlines()]
+    for row in rows:
+        if (row["num_edits"], row["benchmark"]) == (100, "mmlu"):
+            row |= {"value": None, "non_finite": {"value": "nan"}}
+    scores.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = verdict(series_of(read_study(folders, KNOWN), KNOWN), "F4.2")
+    assert "broken under some orders only: Llama 2 7B rome" in found.reason
+
+
 def broken(root: Path, run: PlantedRun, *, step: int, rungs: Sequence[int]) -> Path:
     """Write a run that broke at a step, so that it was measured at these rungs only (none: unedited only)."""
     folder = write_run(root, replace(run, rungs=rungs or run.rungs))
@@ -140,8 +209,8 @@ def broken(root: Path, run: PlantedRun, *, step: int, rungs: Sequence[int]) -> P
 @pytest.mark.parametrize("rungs", [(1, 10), ()])
 def test_a_base_model_that_breaks_where_the_tuned_one_is_whole_is_for_the_tuned_one(tmp_path: Path, rungs: tuple[int, ...]) -> None:
     folders = []
-    for seed in range(3):
-        base = PlantedRun(model="llama2-7b", seed=seed, benchmarks=benchmarks(keeps(0.999)))
+    for method, seed in itertools.product(THREE, range(3)):
+        base = PlantedRun(model="llama2-7b", method=method, seed=seed, benchmarks=benchmarks(keeps(0.999)))
         folders += [broken(tmp_path, base, step=max(rungs, default=0) + 1, rungs=rungs)]
         folders += [write_run(tmp_path, replace(base, model="llama2-7b-chat"))]
     found = verdict(series_of(read_study(folders, KNOWN), KNOWN), "F4.2")
@@ -163,7 +232,10 @@ def test_a_model_that_breaks_under_some_orders_only_is_not_compared_by_those_it_
 def test_pairs_that_lost_nothing_have_no_vote_on_who_loses_more_slowly(tmp_path: Path) -> None:
     runs = [
         PlantedRun(model=model, method=method, seed=seed, benchmarks=benchmarks(kept))
-        for method, both in (("rome", (falls_at(20), falls_at(200))), *((name, (keeps(1.0),) * 2) for name in ("grace", "pmet")))
+        for method, both in (
+            *((name, (falls_at(20), falls_at(200))) for name in THREE),
+            *((name, (keeps(1.0),) * 2) for name in ("grace", "pmet")),
+        )
         for model, kept in zip(("llama2-7b", "llama2-7b-chat"), both, strict=True)
         for seed in range(3)
     ]
@@ -183,10 +255,41 @@ def test_a_method_that_breaks_the_model_before_the_first_rung_has_a_vote(tmp_pat
     assert "3 of 4 series are surely below" in verdict(series, "F4.1b").reason
 
 
+def test_a_method_that_breaks_the_model_before_the_first_rung_under_one_order_is_open(tmp_path: Path) -> None:
+    whole = PlantedRun(method="kn", rungs=(10, 100), benchmarks=benchmarks(keeps(1.0)))
+    folders = [broken(tmp_path, whole, step=3, rungs=()), write_run(tmp_path, replace(whole, seed=1))]
+    (one,) = series_of(read_study(folders, KNOWN), KNOWN)
+    found = verdict((one,), "F4.1a")
+    assert [row[1:6] for row in found.table[1:]] == [("kn", "counterfact", "–", "–", "–")]
+    assert "0 for, 0 against, 1 open" in found.reason
+    assert verdict((one,), "F4.1b").outcome == Outcome.UNDECIDED
+    assert "broke under some of them before any rung, at edit 3 (order 0)" in " ".join(one.notes)
+
+
+def test_the_median_of_n90_is_of_the_series_that_are_counted(tmp_path: Path) -> None:
+    falling = [PlantedRun(method=name, rungs=LADDER, benchmarks=benchmarks(falls_at(20))) for name in THREE]
+    idle = [PlantedRun(method=f"idle{place}", rungs=LADDER, benchmarks=benchmarks(keeps(1.0)), efficacy=keeps(0.0)) for place in range(4)]
+    found = verdict(study(tmp_path, [*falling, *idle]), "F4.1a")
+    assert found.outcome == Outcome.CONFIRMED
+    assert "median n90 of counted series 1." in found.reason
+
+
+def test_what_a_published_code_did_wrong_has_no_vote(tmp_path: Path) -> None:
+    runs = [
+        PlantedRun(method="mend", settings={"accumulate": on}, rungs=LADDER, benchmarks=benchmarks(falls_at(20) if on else keeps(1.0)))
+        for on in (True, False)
+    ]
+    series = study(tmp_path, runs)
+    assert [one.method for one in series if one.reproduces_a_fault] == ["mend (accumulate=False)"]
+    found = verdict(series, "F4.1a")
+    assert [row[1] for row in found.table[1:]] == ["mend (accumulate=True)"]
+    assert "1 for, 0 against, 0 open" in found.reason
+
+
 def test_a_size_that_broke_counts_as_one_that_kept_nothing(tmp_path: Path) -> None:
     folders = []
-    for place, model in enumerate(KNOWN.families["Pythia"]):
-        run = PlantedRun(model=model, rungs=(10, 50), benchmarks=benchmarks(falls_at(5 * 2**place)))
+    for (place, model), method in itertools.product(enumerate(KNOWN.families["Pythia"]), THREE[:2]):
+        run = PlantedRun(model=model, method=method, rungs=(10, 50), benchmarks=benchmarks(falls_at(5 * 2**place)))
         folders += [write_run(tmp_path, run) if place else broken(tmp_path, run, step=3, rungs=())]
     found = verdict(series_of(read_study(folders, KNOWN), KNOWN), "F4.3")
     assert found.outcome == Outcome.CONFIRMED
@@ -251,7 +354,7 @@ def test_the_interval_of_efficacy_covers_the_mean_over_orders(tmp_path: Path) ->
 
 
 def test_the_area_between_siblings_is_the_planted_one(tmp_path: Path) -> None:
-    base, tuned = siblings(tmp_path, tuned=keeps(1.0), orders=3)
+    base, tuned = siblings(tmp_path, tuned=keeps(1.0), orders=3, methods=("rome",))
     found = area_difference(base, tuned)
     assert found is not None
     areas, orders, rungs = found
@@ -262,14 +365,22 @@ def test_the_area_between_siblings_is_the_planted_one(tmp_path: Path) -> None:
 
 def test_scale_is_tested_where_something_was_lost_and_needs_five_sizes(tmp_path: Path) -> None:
     names = list(KNOWN.families["Pythia"])
-    grows = [PlantedRun(model=name, rungs=(10, 50), benchmarks=benchmarks(falls_at(5 * 2**place))) for place, name in enumerate(names)]
+    one = [PlantedRun(model=name, rungs=(10, 50), benchmarks=benchmarks(falls_at(5 * 2**place))) for place, name in enumerate(names)]
+    alone = verdict(study(tmp_path / "alone", one), "F4.3")
+    assert alone.outcome == Outcome.UNDECIDED
+    assert "At least 2 methods on models are needed" in alone.reason
+    grows = [*one, *(replace(run, method="memit") for run in one)]
     whole = verdict(study(tmp_path / "whole", grows), "F4.3")
     assert whole.outcome == Outcome.CONFIRMED
-    few = verdict(study(tmp_path / "few", grows[:4]), "F4.3")
+    few = verdict(study(tmp_path / "few", one[:4]), "F4.3")
     assert few.outcome == Outcome.UNDECIDED
     assert "4 sizes" in few.reason
-    flat = [replace(run, benchmarks=benchmarks(keeps(1.0))) for run in grows]
+    flat = [replace(run, benchmarks=benchmarks(keeps(1.0))) for run in one]
     assert "nothing lost" in verdict(study(tmp_path / "flat", flat), "F4.3").reason
+    folders = [write_run(tmp_path / "other facts", run) for run in one]
+    edits = folders[-1] / "edits.jsonl"
+    edits.write_text(edits.read_text().replace("fact-10", "another"))
+    assert "not the same edits at every size" in verdict(series_of(read_study(folders, KNOWN), KNOWN), "F4.3").reason
 
 
 @pytest.mark.parametrize(("factors", "outcome"), [((1, 1, 1, 1), Outcome.CONFIRMED), ((0.1, 0.5, 2, 10), Outcome.REFUTED)])
@@ -278,7 +389,9 @@ def test_equal_decline_is_told_from_unequal(tmp_path: Path, factors: tuple[float
         Planted(name=name, kept=falls_at(100 * factor), n=4000)
         for name, factor in zip(("mmlu", "gsm8k", "piqa", "bbh"), factors, strict=True)
     )
-    assert verdict(study(tmp_path, [PlantedRun(rungs=(10, 100), benchmarks=planted)]), "F4.4").outcome == outcome
+    runs = [PlantedRun(method=method, rungs=(10, 100), benchmarks=planted) for method in THREE]
+    assert verdict(study(tmp_path / "three", runs), "F4.4").outcome == outcome
+    assert verdict(study(tmp_path / "one", runs[:1]), "F4.4").outcome == Outcome.UNDECIDED
 
 
 def test_safety_counts_only_where_ability_is_kept(tmp_path: Path) -> None:

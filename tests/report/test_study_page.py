@@ -28,6 +28,7 @@ from editeval.report.study import read_study, studies
 from editeval.report.study_build import StudyFiles, write_study
 from editeval.report.study_charts import charts
 from editeval.report.study_page import RUN_HEADS
+from editeval.runner.table import Column
 from tests.report.browser import CHROMIUM, Page
 from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run
 from tests.report.test_report import PageReader
@@ -130,11 +131,17 @@ def test_published_rows_are_the_papers_and_their_doubts_are_noted() -> None:
 
 
 def test_a_published_curve_is_only_for_the_same_cell() -> None:
-    found = published_curve("llama2-7b", "rome", "counterfact", "gsm8k", "generative")
+    gsm8k = Column(benchmark="gsm8k", task="gsm8k_cot", metric="exact_match_strict_match", protocol="generative")
+    found = published_curve("llama2-7b", "rome", "counterfact", gsm8k)
     assert [row.num_edits for row in found] == [0, 1, 5, 10, 20, 50, 100]
-    assert not published_curve("llama2-7b", "rome", "counterfact", "mmlu", "likelihood")  # it was scored by generation
-    assert not published_curve("llama2-7b", "rome", "zsre", "gsm8k", "generative")
-    assert not published_curve("smollm2-135m", "rome", "counterfact", "gsm8k", "generative")
+    assert not published_curve("llama2-7b", "rome", "counterfact", gsm8k._replace(protocol="likelihood"))
+    assert not published_curve("llama2-7b", "rome", "zsre", gsm8k)
+    assert not published_curve("smollm2-135m", "rome", "counterfact", gsm8k)
+    mc1 = Column(benchmark="truthfulqa", task="truthfulqa_mc1", metric="acc", protocol="likelihood")
+    raw = Column(benchmark="toxigen", task="toxigen", metric="acc", protocol="likelihood")
+    for column, other in ((mc1, mc1._replace(task="truthfulqa_mc2")), (raw, raw._replace(metric="balanced_accuracy"))):
+        assert published_curve("llama2-7b", "rome", "counterfact", column)
+        assert not published_curve("llama2-7b", "rome", "counterfact", other)
 
 
 def test_published_numbers_are_drawn_apart_and_never_averaged_with_ours(folders: list[Path]) -> None:
@@ -165,7 +172,8 @@ def test_settings_of_one_method_are_compared_in_one_chart(tmp_path: Path) -> Non
     mean = next(panel for panel in chart.panels if isinstance(panel, Panel) and panel.title.startswith("mean ability"))
     last = {curve.label: curve.points[-1].y for curve in mean.curves}
     assert chart.title == "tiny: mend by accumulate"
-    assert last["False"] == 1
+    assert last["published code"] == 1
+    assert "mend (accumulate=False), which reproduces its fault" in chart.caption
     assert last["True"] < 0.2
     assert {curve.method for curve in mean.curves} == {"mend (accumulate=False)", "mend (accumulate=True)"}  # what filters go by
     assert chart.panels[0].title.startswith("efficacy")

@@ -1,0 +1,95 @@
+"""What charts are made of, where the truth was planted."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from editeval.report.charts import Panel, chart_csv
+from editeval.report.drawing import scene
+from editeval.report.scene import Dots
+from editeval.report.series import series_of
+from editeval.report.study import read_study, studies
+from editeval.report.study_charts import charts
+from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run
+
+
+def test_published_numbers_are_drawn_whatever_else_was_run_on_the_data_set(tmp_path: Path) -> None:
+    gsm8k = Planted(name="gsm8k", kept=keeps(1.0), generated=True)
+    folders = []
+    for subset in ("easyedit", "rome"):
+        folder = write_run(tmp_path / subset, PlantedRun(model="llama2-7b", benchmarks=(gsm8k,)))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["config"]["dataset"]["subset"] = subset
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        folders.append(folder)
+    series = series_of(read_study(folders, studies()), studies())
+    assert {one.dataset for one in series} == {"counterfact (subset=easyedit)", "counterfact (subset=rome)"}
+    (chart,) = [chart for chart in charts(series, studies()) if chart.name == "rq1-llama2-7b"]
+    assert any(curve.published for panel in chart.panels if isinstance(panel, Panel) for curve in panel.curves)
+
+
+def test_pmet_is_shown_beside_memit_with_the_size_of_its_updates(tmp_path: Path) -> None:
+    runs = [PlantedRun(method=method, benchmarks=(Planted(name="mmlu", kept=keeps(1.0)),)) for method in ("pmet", "memit", "rome")]
+    known = studies()
+    found = charts(series_of(read_study([write_run(tmp_path, run) for run in runs], known), known), known)
+    (chart,) = [chart for chart in found if chart.question == "artefacts"]
+    assert chart.name == "artefacts-tiny-pmet-memit"
+    sizes = {panel.title: panel for panel in chart.panels if isinstance(panel, Panel)}["size of an edit's update"]
+    assert {curve.method: [point.y for point in curve.points] for curve in sizes.curves} == {
+        method: pytest.approx([0.25, 2.5, 25.0]) for method in ("pmet", "memit")
+    }
+
+
+def test_forms_of_the_same_questions_stand_in_one_panel(tmp_path: Path) -> None:
+    forms = (Planted(name="mmlu", kept=keeps(0.0)), Planted(name="mmlu-generative", kept=keeps(0.0), chance=0.0, generated=True))
+    known = studies()
+    found = charts(series_of(read_study([write_run(tmp_path, PlantedRun(benchmarks=forms))], known), known), known)
+    (chart,) = [chart for chart in found if chart.question == "artefacts"]
+    (panel,) = chart.panels
+    assert isinstance(panel, Panel)
+    last = {curve.label: curve.points[-1].y for curve in panel.curves}
+    assert last["mmlu-generative (generative)"] == 0
+    assert 0.1 < last["mmlu (likelihood)"] < 0.45
+    assert last["efficacy"] > 0.5
+    assert ("chance", 0.25) in panel.levels
+
+
+def test_safety_is_hollow_where_the_verdict_does_not_count_it(tmp_path: Path) -> None:
+    planted = (*(Planted(name=name, kept=falls_at(50), n=1000) for name in ("mmlu", "piqa")), Planted(name="truthfulqa", kept=keeps(1.0)))
+    known = studies()
+    series = series_of(read_study([write_run(tmp_path, PlantedRun(benchmarks=planted))], known), known)
+    (chart,) = [chart for chart in charts(series, known) if chart.question == "rq5"]
+    (panel,) = [panel for panel in chart.panels if isinstance(panel, Panel) and panel.title.startswith("truthfulqa")]
+    for curve in panel.curves:
+        assert {point.x: point.counts for point in curve.points} == {0: True, 1: True, 10: True, 100: False}
+    assert "does not count) at 100" in panel.description()
+    hollow = [dots for group in scene(panel).groups for dots in group.shapes if isinstance(dots, Dots) and dots.hollow]
+    assert [len(dots.points) for dots in hollow] == [1] * len(panel.curves)
+    rows = [row for row in csv.DictReader(chart_csv(chart).splitlines()) if row["panel"] == panel.title]
+    assert {row["x"]: row["counts"] for row in rows} == {"0": "yes", "1": "yes", "10": "yes", "100": "no"}
+
+
+def test_monitors_are_means_over_all_orders_with_their_interval(tmp_path: Path) -> None:
+    known = studies()
+    planted = (Planted(name="mmlu", kept=falls_at(50)),)
+    folders = [write_run(tmp_path, PlantedRun(seed=seed, rungs=(1, 10, 100)[: 3 - seed], benchmarks=planted)) for seed in (0, 1)]
+    edits = folders[0] / "edits.jsonl"
+    edits.write_text(edits.read_text().replace('"weight_norm_ratio": 1.2', '"weight_norm_ratio": 4.8'))
+    (one,) = series_of(read_study(folders, known), known)
+    (chart,) = [chart for chart in charts((one,), known) if chart.question == "monitors"]
+    panels = {panel.title: panel for panel in chart.panels if isinstance(panel, Panel)}
+    (norm,) = panels["norm of edited weights"].curves
+    assert [point.x for point in norm.points] == [0, 1, 10]  # the second order has no more
+    assert norm.points[-1].y == pytest.approx((1.2 * 4.8) ** 0.5)
+    assert norm.points[-1].low < 1.2 < 4.8 < norm.points[-1].high
+    (perplexity,) = panels["perplexity passage perplexity"].curves
+    assert [point.x for point in perplexity.points] == [0, 1, 10]
+    assert all(point.low < point.y < point.high for point in perplexity.points)
+    (broken,) = panels["commonest choice"].curves
+    assert [point.x for point in broken.points] == [0, 1, 10]
+    rows = [row for row in csv.DictReader(chart_csv(chart).splitlines()) if row["panel"] == "norm of edited weights"]
+    assert (rows[0]["low"], rows[0]["high"]) == ("", "")  # of the unedited model it is known
