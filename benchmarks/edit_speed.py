@@ -17,8 +17,8 @@ packed copies of the weights (`editeval/models/packed.py`) are made by an edit t
 MEND's straightforward form is no edit but one plain pass with the gradients of the edited matrices; how many of them an edit costs is told.
 
 Where two outcomes are further apart than rounding as a rule makes them, both are computed again with the model in float64, not timed. They
-must agree there, and ours in float32 be about as near to it as the straightforward one: Adam turns the rounding of a gradient that is
-nearly zero into whole steps, and some facts have many of those.
+must agree there, and ours in float32 be as near to it as the two must be to each other, or at most twice as far as the straightforward one:
+Adam turns the rounding of a gradient that is nearly zero into whole steps, and some facts have many of those.
 
 With `--out` each fact's line is kept as soon as it is measured, and a call that was cut goes on there. Prints a table, and one JSON
 line at the end; ends with status 1 when outcomes differ by more than that. Seconds decide nothing.
@@ -151,7 +151,7 @@ def agrees(timing: Timing, pair: Pair) -> bool:
         return True
     if timing.in_float64 is None or timing.ours_off is None or timing.plain_off is None:
         return False
-    return timing.in_float64 < pair.tolerance and timing.ours_off <= MOST_ROUNDING * timing.plain_off
+    return timing.in_float64 < pair.tolerance and timing.ours_off <= max(pair.tolerance, MOST_ROUNDING * timing.plain_off)
 
 
 def in_float64(setup: Setup, pair: Pair, request: EditRequest, timing: Timing, ours: Outcome, plain: Outcome) -> Timing:

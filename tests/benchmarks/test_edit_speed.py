@@ -94,6 +94,16 @@ def test_what_only_rounding_tells_apart_is_computed_again_in_float64(
     assert told(capsys)["timings"][0]["largest_in_float64"] == timing["largest_in_float64"]
 
 
+def test_float32_of_ours_that_is_within_the_tolerance_of_float64_is_exact_enough(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(edit_speed, "METHODS", {"rounded": rounded(9e-5, -3e-5)})
+    assert main([*TINY, "--methods", "rounded"]) == 0
+    (timing,) = told(capsys)["timings"]
+    assert timing["largest_difference"] == pytest.approx(1.2e-4, rel=0.1)
+    assert timing["same"]
+
+
 def test_float32_of_ours_that_is_less_exact_than_the_straightforward_form_ends_with_status_1(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
