@@ -17,7 +17,8 @@ from editeval.report.scene import png, svg
 from editeval.report.series import changes, dataset_labels, method_labels, series_of
 from editeval.report.study import STUDIES_FILE, read_study, studies
 from editeval.report.study_charts import charts
-from editeval.report.study_page import StudyContent, study_page
+from editeval.report.study_page import study_page
+from editeval.report.study_tables import StudyContent
 from editeval.report.verdicts import Verdict
 from editeval.report.wandb_report import write_wandb_report
 

@@ -27,7 +27,7 @@ from editeval.report.series import series_of
 from editeval.report.study import read_study, studies
 from editeval.report.study_build import StudyFiles, write_study
 from editeval.report.study_charts import charts
-from editeval.report.study_page import RUN_HEADS
+from editeval.report.study_tables import RUN_HEADS
 from tests.report.browser import CHROMIUM, Page
 from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run
 from tests.report.test_report import PageReader
