@@ -86,7 +86,7 @@ def counted_runs(content: StudyContent) -> str:
 
 def verdict_note() -> str:
     """Return where the statements are from."""
-    return f"Statements: the findings of {SOURCE}, made testable. Verdicts are of all runs of this page, whatever is filtered."
+    return f"Statements: the findings of {SOURCE}, made testable. Verdicts are of all these runs, whatever is filtered."
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------------

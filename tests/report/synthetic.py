@@ -175,7 +175,33 @@ def write_run(root: Path, run: PlantedRun) -> Path:
             "weight_norm_ratio": 1 + step / 50,
         }
         append_edit(folder, {**row, **norm})
-    append_jsonl(folder / TIMINGS_FILE, [{"ended_by": "end", "seconds": {"computing edits": 1.5 * max(run.rungs), "measuring mmlu": 12.0}}])
+    seconds = {"computing edits": 1.5 * max(run.rungs), "measuring mmlu": 12.0}
+    append_jsonl(folder / TIMINGS_FILE, [{"ended_by": "end", "seconds": seconds, "peak_memory_bytes": 3_500_000_000}])
     (folder / "journal").mkdir()
     (folder / "journal" / "segment-000001.journal").write_bytes(b"j" * 1000)
     return folder
+
+
+def write_study_runs(root: Path, *, methods: Sequence[str] = ("rome", "memit")) -> list[Path]:
+    """Write runs that every question has a chart of, and return their folders.
+
+    A base and a tuned model under two orders of edits; a larger model, which keeps more; and on other facts one method in two settings.
+    """
+
+    def benchmarks(half_at: float) -> tuple[Planted, ...]:
+        return (
+            Planted(name="mmlu", kept=falls_at(half_at), n=40),
+            Planted(name="gsm8k", kept=falls_at(half_at / 2), n=40, chance=0, base=0.5, generated=True),
+            Planted(name="truthfulqa", kept=keeps(1.0), n=40),
+        )
+
+    base = PlantedRun(model="llama2-7b", rungs=(1, 10), benchmarks=benchmarks(20))
+    runs = [
+        replace(base, model=model, method=method, seed=seed)
+        for model in ("llama2-7b", "llama2-7b-chat")
+        for method in methods
+        for seed in (0, 1)
+    ]
+    runs += [replace(base, model="llama2-13b", method=method, benchmarks=benchmarks(80)) for method in methods[:2]]
+    runs += [replace(base, method="mend", dataset="zsre", settings={"accumulate": on}) for on in (True, False)]
+    return [write_run(root, run) for run in runs]
