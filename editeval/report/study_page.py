@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -43,7 +44,9 @@ from editeval.types import counted
 HERE = Path(__file__).parent
 ITEM_CHARACTERS = 3_000_000  # of all items on a page; runs share it, so that 200 of them stay below 10 MB
 ITEMS_PER_RUN = 60
-TEXT_CHARACTERS = 160
+TEXT_CHARACTERS = 160  # that every text of an item may have
+QUESTION_CHARACTERS = 1_500_000  # of all questions on a page; beyond it they are cut
+WHOLE_CHARACTERS = 4000  # a longer text is a document, which nobody reads in a table
 SHOWN_CHANGES = 200
 
 
@@ -212,28 +215,51 @@ def _items() -> str:
 
 def _item_data(content: StudyContent) -> Mapping[str, Any]:
     allowance = ITEM_CHARACTERS // max(1, len(content.runs))
-    return {"runs": [_items_of(run, names_of_run(run, content), allowance) for run in content.runs]}
+    questions = _Questions()
+    runs = [_items_of(run, names_of_run(run, content), allowance, questions) for run in content.runs]
+    return {"runs": runs, "questions": list(questions.places)}
 
 
-def _items_of(run: Run, filtered_by: Mapping[str, str], allowance: int) -> Mapping[str, Any]:
-    """Return the items of a run that fit: lost ones first, and of each benchmark about as many."""
+@dataclass(kw_only=True)
+class _Questions:
+    """The texts of questions in the order of their places: runs that were asked the same share them."""
+
+    places: dict[str, int] = field(default_factory=dict)
+    characters: int = 0
+
+    def place_of(self, question: str) -> int:
+        """Return the place of a question; whole while there is room, which adds it."""
+        text = _cut(question, WHOLE_CHARACTERS if self.characters < QUESTION_CHARACTERS else TEXT_CHARACTERS)
+        if text not in self.places:
+            self.characters += len(text)
+        return self.places.setdefault(text, len(self.places))
+
+
+def _items_of(run: Run, filtered_by: Mapping[str, str], allowance: int, questions: _Questions) -> Mapping[str, Any]:
+    """Return the items of a run that fit: lost ones first, and of each benchmark about as many; longer texts where few runs share."""
     by_benchmark: dict[str, list[Any]] = {}
     for item in sorted(
         run.changed, key=lambda item: (not (item.passed_before and not item.passed_after), item.passed_before == item.passed_after)
     ):
         by_benchmark.setdefault(item.benchmark, []).append(item)
     each = max(1, ITEMS_PER_RUN // max(1, len(by_benchmark)))
+    longest = min(max(allowance // (4 * ITEMS_PER_RUN), TEXT_CHARACTERS), WHOLE_CHARACTERS)
     rows: list[list[Any]] = []
     used = 0
     for benchmark, items in by_benchmark.items():
         for item in items[:each]:
-            texts = [text[:TEXT_CHARACTERS] for text in (item.name, item.expected, item.before, item.after)]
-            used += sum(map(len, texts)) + 40
+            texts = [_cut(text, longest) for text in (item.expected, item.before, item.after)]
+            used += sum(map(len, (item.name, *texts))) + 40
             if used > allowance:
                 break
-            rows.append([benchmark, *texts, int(item.passed_before), int(item.passed_after)])
+            outcomes = (int(item.passed_before), int(item.passed_after))
+            rows.append([benchmark, item.name, questions.place_of(item.question), *texts, *outcomes])
     whose = ", ".join(filtered_by[name] for name in ("model", "method", "dataset"))
     return {"name": f"{whose}, seed {run.seed}, {counted(run.rungs[-1], 'edit')}", **filtered_by, "items": rows}
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _table(rows: Sequence[Sequence[str]], label: str) -> str:

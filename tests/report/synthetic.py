@@ -39,6 +39,7 @@ class Planted:
     n: int = 60
     shots: int = 0  # a setting: its cells have another key
     generated: bool = False  # scored by what is written: a model that lost an item writes nothing
+    question_words: int = 4  # how long a question is; 0: the run kept none
     beside: Sequence[str] = ()  # further metrics of the same answers, every item's value that of `acc`
 
     @property
@@ -81,6 +82,11 @@ def base_items(model: str, benchmark: Planted) -> tuple[np.ndarray, np.ndarray, 
     return known, right, random.random(benchmark.n)
 
 
+def question_of(benchmark: Planted, item: int) -> dict[str, Any]:
+    question = {"question": f"Question {item}{' of many words' * (benchmark.question_words // 3)} about {benchmark.name}?\nAnswer:"}
+    return question if benchmark.generated else {**question, "choices": [f" town {place}" for place in range(4)], "right": item % 4}
+
+
 def harness(run: PlantedRun, benchmark: Planted, rung: int) -> Evaluation:
     known, right, _ = base_items(run.model, benchmark)
     random = generator(run.name, benchmark.name)
@@ -94,6 +100,8 @@ def harness(run: PlantedRun, benchmark: Planted, rung: int) -> Evaluation:
         said: dict[str, Any] = {"log_probs": [-1.0 if choice == picked else -2.0 for choice in range(4)]}
         if benchmark.generated:
             said = {"generated": f" The answer is {picked}." if not lost[item] else ""}
+        if benchmark.question_words and not rung:
+            said |= question_of(benchmark, item)
         samples.append({**record, "metrics": dict.fromkeys(("acc", *benchmark.beside), float(passed[item])), **said})
     value = float(passed.mean())
     error = float(np.sqrt(value * (1 - value) / benchmark.n))
@@ -191,7 +199,7 @@ def write_study_runs(root: Path, *, methods: Sequence[str] = ("rome", "memit")) 
     def benchmarks(half_at: float) -> tuple[Planted, ...]:
         return (
             Planted(name="mmlu", kept=falls_at(half_at), n=40),
-            Planted(name="gsm8k", kept=falls_at(half_at / 2), n=40, chance=0, base=0.5, generated=True),
+            Planted(name="gsm8k", kept=falls_at(half_at / 2), n=40, chance=0, base=0.5, generated=True, question_words=60),
             Planted(name="truthfulqa", kept=keeps(1.0), n=40),
         )
 

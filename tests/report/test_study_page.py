@@ -20,7 +20,7 @@ from PIL import Image
 
 from editeval.__main__ import main
 from editeval.files import append_jsonl
-from editeval.report import drawing
+from editeval.report import drawing, study_page
 from editeval.report.charts import Curve, Panel, Point, chart_csv
 from editeval.report.drawing import scene
 from editeval.report.published import published_curve, published_scores, published_seconds
@@ -358,13 +358,50 @@ def test_a_chosen_seed_shows_its_own_curves_instead_of_all_together(browser: Pag
     browser.run("document.querySelector('input[name=seed][value=\"1\"]').click()")
 
 
+ITEMS = "document.getElementById('item-list')"
+
+
+def choose_items(browser: Page, benchmark: str) -> None:
+    """List a benchmark's items of a run that lost some of all."""
+    name = "llama2-7b, memit, counterfact, seed 0, 10 edits"
+    run = f"[...document.querySelectorAll('#run option')].find(option => option.text === '{name}').value"
+    for element, value in (("run", run), ("which", f"'{benchmark}'")):
+        browser.run(f"{{ const e = document.getElementById('{element}'); e.value = {value}; e.dispatchEvent(new Event('change')) }}")
+
+
 @needs_browser
 def test_single_items_show_what_was_written_before_and_after(browser: Page) -> None:
-    told = browser.run("document.getElementById('item-list').textContent")
+    told = browser.run(f"{ITEMS}.textContent")
     assert "The home of person" in told
     assert "Paris" in told
-    browser.run("const w = document.getElementById('which'); w.value = 'gsm8k'; w.dispatchEvent(new Event('change'))")
-    assert "The home of person" not in browser.run("document.getElementById('item-list').textContent")
+    choose_items(browser, "gsm8k")
+    assert "The home of person" not in browser.run(f"{ITEMS}.textContent")
+    assert "The answer is" in browser.run(f"{ITEMS}.textContent")
+
+
+@needs_browser
+def test_single_items_show_the_question_and_the_chosen_answer(browser: Page) -> None:
+    choose_items(browser, "mmlu")
+    cells = browser.run(f"[...{ITEMS}.querySelector('tbody tr').children].map(cell => cell.innerText)")
+    assert re.fullmatch(
+        r"Question \d+ of many words about mmlu\?\s+Answer:\s+– town 0\s+– town 1\s+– town 2\s+– town 3\s+mmlu, item \d+", cells[1]
+    )
+    assert re.fullmatch(r"✓ town \d", cells[3])
+    assert re.fullmatch(r"✗ town \d", cells[4])
+    assert cells[2] == cells[3].removeprefix("✓ ")
+
+
+@needs_browser
+def test_a_long_question_shows_its_beginning_and_opens(browser: Page) -> None:
+    choose_items(browser, "gsm8k")
+    question = f"{ITEMS}.querySelector('tbody tr').children[1]"
+    closed = browser.run(f"{question}.innerText")
+    assert closed.startswith("Question ")
+    assert "…" in closed
+    assert "about gsm8k?" not in closed
+    browser.run(f"{question}.querySelector('summary').focus()")
+    browser.key("Enter", 13, "\r")
+    assert "of many words about gsm8k?\nAnswer:" in browser.run(f"{question}.innerText")
 
 
 @needs_browser
@@ -436,4 +473,21 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_by_day_and_by_night(
 def test_item_data_is_json_whatever_the_texts_hold(page: str) -> None:
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.DOTALL).group(1))  # type: ignore[union-attr]
     assert any(run["method"] == HOSTILE for run in data["runs"])
-    assert all(len(item) == 7 for run in data["runs"] for item in run["items"])
+    assert all(len(item) == 8 for run in data["runs"] for item in run["items"])
+
+
+def test_runs_share_the_texts_of_their_questions(page: str) -> None:
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.DOTALL).group(1))  # type: ignore[union-attr]
+    places = [item[2] for run in data["runs"] for item in run["items"]]
+    assert set(places) == set(range(len(data["questions"])))
+    assert len(set(data["questions"])) == len(data["questions"]) < len(places)
+
+
+def test_where_many_long_questions_meet_the_rest_is_cut(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_page, "QUESTION_CHARACTERS", 3000)
+    text = write_study(folders[:2], tmp_path).html.read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, flags=re.DOTALL).group(1))  # type: ignore[union-attr]
+    long = [question for question in data["questions"] if "gsm8k" in question or question.endswith("…")]
+    assert any(len(question) > study_page.TEXT_CHARACTERS for question in long)
+    assert any(len(question) == study_page.TEXT_CHARACTERS and question.endswith("…") for question in long)
+    assert sum(map(len, data["questions"])) < 3000 + study_page.TEXT_CHARACTERS * len(data["questions"])
