@@ -30,7 +30,15 @@ def write_runs(root: Path, *, orders: int, rungs: Sequence[int]) -> list[Path]:
     folders = []
     for model, (method, edits), seed in itertools.product(MODELS, METHODS.items(), range(orders)):
         benchmarks = tuple(
-            Planted(name=name, kept=falls_at(edits), n=100, chance=0 if name in WRITTEN else 0.25, base=0.6, generated=name in WRITTEN)
+            Planted(
+                name=name,
+                kept=falls_at(edits),
+                n=100,
+                chance=0 if name in WRITTEN else 0.25,
+                base=0.6,
+                generated=name in WRITTEN,
+                question_words=90,
+            )
             for name in BENCHMARKS
         )
         efficacy = keeps(0.0 if method == "none" else 0.9)

@@ -117,8 +117,13 @@ def _beside(items: _Items, measured: Callable[..., Measurement]) -> Iterator[Mea
             yield measured(metric=metric, value=mean, n=len(written), stderr=stderr, higher_is_better=False)
 
 
-def item_records(results: Mapping[str, Any], loaded: Mapping[str, Any], reading: Reading) -> Iterator[dict[str, Any]]:
-    """Yield one record an item and filter: which item, what was answered, every metric's value. Prompts are kept as hashes."""
+def item_records(
+    results: Mapping[str, Any], loaded: Mapping[str, Any], reading: Reading, *, with_questions: bool
+) -> Iterator[dict[str, Any]]:
+    """Yield one record an item and filter: which item, what was answered, every metric's value. Prompts are kept as hashes.
+
+    The question itself is as long as all the rest, and the same at every rung: one rung `with_questions` is enough for those who read them.
+    """
     for name, task in loaded["tasks"].items():
         for record in results["samples"][name]:
             yield {
@@ -130,6 +135,7 @@ def item_records(results: Mapping[str, Any], loaded: Mapping[str, Any], reading:
                 "target": _plain(record["target"]),
                 "metrics": {metric: _plain(record[metric]) for metric in record["metrics"]},
                 **_answer(task, record, reading),
+                **(_question(task, record) if with_questions else {}),
             }
 
 
@@ -267,6 +273,18 @@ def _answer(task: Any, record: Mapping[str, Any], reading: Reading) -> dict[str,
     if task.OUTPUT_TYPE == "loglikelihood_rolling":
         return {"log_probs": [float(record["resps"][0][0])]}
     return {"log_probs": _log_probs(record)}
+
+
+def _question(task: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was asked, without the examples before it; of a choice also the choices, and the place of the right one if one is."""
+    text = task.doc_to_text(record["doc"])
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return {"question": str(text)}
+    choices = [str(choice) for choice in task.doc_to_choice(record["doc"])]
+    if task.multiple_input:  # each choice begins the text that the target ends, and the task's text is the place of the right one
+        return {"question": f"… {record['target']}", "choices": choices, "right": int(text)}
+    right = -1 if task.multiple_target else _gold_index(task, record)
+    return {"question": str(text), "choices": choices, "right": right if 0 <= right < len(choices) else None}
 
 
 def _plain(value: Any) -> Any:

@@ -210,7 +210,7 @@ class HarnessBenchmark:
             reading = self._reading(model)
             return Evaluation(
                 measurements=tuple(measurements(results, loaded, names, reading)),
-                samples=tuple(item_records(results, loaded, reading)),
+                samples=tuple(item_records(results, loaded, reading, with_questions=model.is_unedited)),
             )
 
     @property

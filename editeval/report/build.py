@@ -1,25 +1,27 @@
-"""Write a run's report: `report/` in its folder with the page, the picture and the table.
+"""Write a run's report: `report/` in its folder with the page, the picture and the table, and by command every figure as a file.
 
 python -m editeval report runs/<run>
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from editeval.files import write_atomic
 from editeval.interfaces import Callback, RunState
 from editeval.report.answers import answers
-from editeval.report.figures import curves_figure, png
+from editeval.report.figures import curves_figure, png, retention_figure, svg
 from editeval.report.page import PageContent, page
 from editeval.report.panels import overview, panels
 from editeval.report.study import standing_digests
-from editeval.report.table import table_csv, table_markdown
+from editeval.report.table import matrix_csv, table_csv, table_markdown
 from editeval.runner.results import ScoreStore
 from editeval.runner.retention import retention
 from editeval.runner.run_files import read_edits, read_manifest, read_timings
@@ -38,6 +40,7 @@ class ReportFiles:
     html: Path
     csv: Path
     markdown: Path
+    figures: Path | None = None  # a folder: every figure of the page as PNG, SVG and CSV
 
 
 @dataclass(kw_only=True)
@@ -53,14 +56,21 @@ class WriteReport(Callback):
 
 
 def run_report(run_dir: Path | str, *, to: Path | None = None) -> ReportFiles:
-    """Write the report of a run from what is on disk alone.
+    """Write the report of a run from what is on disk alone, with every figure of its page as PNG, SVG and CSV.
 
     Raises:
         EditevalError: the folder is no run's, or nothing was measured in it yet.
     """
     manifest = read_manifest(run_dir)
     store = ScoreStore(run_dir)
-    return write_report(run_dir, store.scores(standing_digests(store, manifest, read_edits(run_dir))), manifest, to=to)
+    scores = store.scores(standing_digests(store, manifest, read_edits(run_dir)))
+    files, content = _write(run_dir, scores, manifest, to=to)
+    folder = files.html.parent / "figures"
+    for panel in panels(content.table):
+        _write_figure(folder / name_of(panel.title, panel.unit), curves_figure([panel]), table_csv(panel.table))
+    for matrix in content.matrices:
+        _write_figure(folder / name_of("retention", matrix.metric, matrix.protocol), retention_figure(matrix), matrix_csv(matrix))
+    return replace(files, figures=folder)
 
 
 def write_report(run_dir: Path | str, scores: Sequence[Score], manifest: Mapping[str, Any], *, to: Path | None = None) -> ReportFiles:
@@ -69,6 +79,12 @@ def write_report(run_dir: Path | str, scores: Sequence[Score], manifest: Mapping
     Raises:
         EditevalError: there are no scores.
     """
+    return _write(run_dir, scores, manifest, to=to)[0]
+
+
+def _write(
+    run_dir: Path | str, scores: Sequence[Score], manifest: Mapping[str, Any], *, to: Path | None
+) -> tuple[ReportFiles, PageContent]:
     if not scores:
         raise EditevalError(
             f"nothing is measured in {run_dir} yet, so there is nothing to report; run the same command again to continue it"
@@ -79,9 +95,8 @@ def write_report(run_dir: Path | str, scores: Sequence[Score], manifest: Mapping
     shown = headline(whole)
     samples = _samples(ScoreStore(run_dir), scores)
     matrices = [retention(samples, metric=metric, protocol=protocol) for metric, protocol in MATRICES]
-    title = _title(manifest, run_dir)
     content = PageContent(
-        title=title,
+        title=_title(manifest, run_dir),
         table=shown,
         manifest=manifest,
         edits=[edit for edit in read_edits(run_dir) if edit["num_edits"] <= shown.rungs[-1]],
@@ -91,9 +106,21 @@ def write_report(run_dir: Path | str, scores: Sequence[Score], manifest: Mapping
     )
     write_atomic(files.csv, table_csv(whole))
     write_atomic(files.markdown, table_markdown(shown))
-    write_atomic(files.png, png(curves_figure(overview(panels(shown)), title=title)))
+    write_atomic(files.png, png(curves_figure(overview(panels(shown)), title=content.title)))
     write_atomic(files.html, page(content))
-    return files
+    return files, content
+
+
+def _write_figure(path: Path, figure: Figure, numbers: str) -> None:
+    """Write one figure as PNG and SVG, and its numbers as CSV, beside one another."""
+    write_atomic(path.with_name(f"{path.name}.csv"), numbers)
+    write_atomic(path.with_name(f"{path.name}.svg"), svg(figure, salt=path.name))
+    write_atomic(path.with_name(f"{path.name}.png"), png(figure))
+
+
+def name_of(*parts: str) -> str:
+    """Return the name of a figure's files: letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
 
 
 def _samples(store: ScoreStore, scores: Sequence[Score]) -> dict[int, tuple[Mapping[str, Any], ...]]:

@@ -118,7 +118,12 @@ def _axes(panel: Panel, xs: Sequence[float], x_scale: _Scale, y_scale: _Scale, l
             shapes.append(Line(points=((x, BOTTOM), (x, BOTTOM + 4)), colour=MUTED, width=0.8))
             shapes.append(
                 Text(
-                    x=x, y=BOTTOM + 15, text=_size(value) if panel.axis == "size" else f"{value:g}", size=9.5, anchor="middle", colour=MUTED
+                    x=x,
+                    y=BOTTOM + 15,
+                    text=size_text(value) if panel.axis == "size" else f"{value:g}",
+                    size=9.5,
+                    anchor="middle",
+                    colour=MUTED,
                 )
             )
             last = x
@@ -170,7 +175,8 @@ def _spread(wanted: Sequence[float]) -> list[float]:
     return heights
 
 
-def _size(value: float) -> str:
+def size_text(value: float) -> str:
+    """Return a number of parameters as models are named by it."""
     return f"{value / 1e9:g}B" if value >= 1e9 else f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k"
 
 

@@ -1,5 +1,6 @@
 "use strict";
 // Filters, sorting and single items of a page over many runs. Everything else is there without this script.
+const SHORT = 120; // characters of a text that are shown before it is opened
 const NAMES = ["model", "method", "dataset", "seed"];
 const form = document.getElementById("filters");
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -93,19 +94,37 @@ function cell(tag, text, className) {
   return made;
 }
 
+// A long text shows its beginning, and opens.
+function textCell(text, className) {
+  const made = cell("td", text.length > SHORT ? "" : text, className);
+  if (text.length > SHORT) {
+    const whole = document.createElement("details");
+    whole.append(cell("summary", text.slice(0, SHORT).replace(/\s+\S*$/, "") + " …"), cell("div", text, "whole"));
+    made.append(whole);
+  }
+  return made;
+}
+
+// Where the run did not keep the question, its name is all there is.
+function questionCell(question, name) {
+  const made = textCell(question || name);
+  if (question) made.append(cell("small", name));
+  return made;
+}
+
 function listItems() {
   const run = data.runs[runSelect.value];
   const items = run ? run.items.filter((item) => !whichSelect.value || item[0] === whichSelect.value) : [];
   const table = document.createElement("table");
   table.className = "text";
   const head = document.createElement("tr");
-  for (const name of ["benchmark", "item", "expected", "unedited model", "edited model"]) head.append(cell("th", name));
+  for (const name of ["benchmark", "question", "expected", "unedited model", "edited model"]) head.append(cell("th", name));
   const body = document.createElement("tbody");
-  for (const [benchmark, name, expected, before, after, passedBefore, passedAfter] of items) {
+  for (const [benchmark, name, question, expected, before, after, passedBefore, passedAfter] of items) {
     const row = document.createElement("tr");
-    row.append(cell("td", benchmark), cell("td", name), cell("td", expected));
-    row.append(cell("td", `${passedBefore ? "✓" : "✗"} ${before}`, passedBefore ? "yes" : "no"));
-    row.append(cell("td", `${passedAfter ? "✓" : "✗"} ${after}`, passedAfter ? "yes" : "no"));
+    row.append(cell("td", benchmark), questionCell(data.questions[question], name), textCell(expected));
+    row.append(textCell(`${passedBefore ? "✓" : "✗"} ${before}`, passedBefore ? "yes" : "no"));
+    row.append(textCell(`${passedAfter ? "✓" : "✗"} ${after}`, passedAfter ? "yes" : "no"));
     body.append(row);
   }
   const top = document.createElement("thead");

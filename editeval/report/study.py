@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from typing import Any
 
 import yaml
 
-from editeval.report.items import BALANCED, Degenerate, Items, Outcomes, Record, choice, identity
+from editeval.report.changed import Answered, changed_items
+from editeval.report.items import BALANCED, Degenerate, Items, Outcomes, Record
 from editeval.runner.results import ScoreStore
 from editeval.runner.run_files import JOURNAL_FOLDER, read_collapse, read_edits, read_manifest, read_peak_memory, read_timings
 from editeval.runner.table import PROTOCOLS_FIRST, RAISED_BY_EDITS, Column, ScoreTable, headline, score_table
@@ -23,7 +23,6 @@ from editeval.types import EditevalError, Score, counted
 
 STUDIES_FILE = Path(__file__).with_name("studies.yaml")
 NOT_ABILITY = RAISED_BY_EDITS | {"locality", "neighborhood_success", "locality_conflict", "target_probability", "gold_probability"}
-MAX_CHANGED = 60  # items of one task or metric of a run that are kept for looking at
 MATRIX_METRIC = "efficacy"
 MATRIX_PROTOCOL = "generation"
 
@@ -70,19 +69,6 @@ def studies(path: Path = STUDIES_FILE) -> Studies:
         comparisons=tuple(map(tuple, found.get("comparisons", ()))),
         forms=tuple(map(tuple, found.get("forms", ()))),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answered:
-    """An item that was answered rightly before the edits and wrongly after them, or the other way round."""
-
-    benchmark: str
-    name: str
-    expected: str
-    before: str
-    after: str
-    passed_before: bool
-    passed_after: bool
 
 
 @dataclass(kw_only=True)
@@ -277,7 +263,7 @@ def _read_items(run: Run, store: ScoreStore, scores: Sequence[Score], known: Stu
                     run.outcomes[(rung, column)] = found
         _keep_retention(run, rung, items.records)
         if rung == last and last > 0 and benchmark in base:
-            run.changed += _changed(benchmark, base[benchmark].by_identity, items.records)
+            run.changed += changed_items(benchmark, base[benchmark].by_identity, items.records)
 
 
 def _items_of(run: Run, store: ScoreStore, rung: int, benchmark: str, key: str) -> Items:
@@ -312,54 +298,6 @@ def _keep_retention(run: Run, rung: int, records: Sequence[Record]) -> None:
         found = [value for value in record["outcomes"].get(MATRIX_PROTOCOL, ()) if value is not None]
         if found:
             run.retention.setdefault(rung, {})[int(record["position"])] = sum(found) / len(found)
-
-
-def _changed(benchmark: str, earlier: Mapping[tuple[str, ...], Record], after: Sequence[Record]) -> list[Answered]:
-    """Return items that changed, and every fact, with what the unedited model answered to the same."""
-    found: list[Answered] = []
-    counts: Counter[str] = Counter()
-    for record in after:
-        kept = f"{record.get('task')}{record.get('metric')}"
-        if counts[kept] >= MAX_CHANGED:
-            continue
-        old = earlier.get(identity(record))
-        now, then = _verdict(record), None if old is None else _verdict(old)
-        if old is None or now is None or then is None:
-            continue
-        if now == then and "position" not in record:
-            continue
-        what = record["prompts"][0] if "position" in record else f"{record['task']}, item {record['item']}"
-        label = f"{benchmark}: {record['metric']}" if "position" in record else benchmark
-        expected = record["expected"][0] if "position" in record else record.get("target", "")
-        counts[kept] += 1
-        found.append(
-            Answered(
-                benchmark=label,
-                name=str(what),
-                expected=str(expected),
-                before=_said(old),
-                after=_said(record),
-                passed_before=then,
-                passed_after=now,
-            )
-        )
-    return found
-
-
-def _verdict(record: Record) -> bool | None:
-    if "position" in record:
-        found = record.get("outcomes", {}).get(MATRIX_PROTOCOL) or record.get("outcomes", {}).get("probability")
-        return None if not found or found[0] is None else bool(found[0] > 0.5)
-    values = [value for value in record.get("metrics", {}).values() if isinstance(value, (int, float))]
-    return bool(values[0] > 0.5) if values else None
-
-
-def _said(record: Record) -> str:
-    generated = record.get("generated")
-    if generated:
-        return str(generated if isinstance(generated, str) else generated[0]).strip()
-    picked = choice(record)
-    return "" if picked is None else f"choice {picked}"
 
 
 def relative(path: Path, start: Path) -> str:

@@ -17,9 +17,10 @@ from editeval.report.scene import png, svg
 from editeval.report.series import changes, dataset_labels, method_labels, series_of
 from editeval.report.study import STUDIES_FILE, read_study, studies
 from editeval.report.study_charts import charts
-from editeval.report.study_page import StudyContent, study_page
+from editeval.report.study_page import study_page
+from editeval.report.study_tables import StudyContent
 from editeval.report.verdicts import Verdict
-from editeval.report.wandb_report import write_wandb_report
+from editeval.report.wandb_report import project_of, write_wandb_report
 
 FIGURE_COLUMNS = 4
 TITLE = "Editing: what is gained, what is lost"
@@ -42,6 +43,7 @@ def write_study(folders: Sequence[Path], to: Path, *, names: Path = STUDIES_FILE
         ConfigError: `wandb` is not ENTITY/PROJECT.
         EditevalError: nothing is measured in any of the runs.
     """
+    project = None if wandb is None else project_of(wandb)  # before anything is written
     known = studies(names)
     runs = read_study(folders, known)
     series = series_of(runs, known)
@@ -60,7 +62,7 @@ def write_study(folders: Sequence[Path], to: Path, *, names: Path = STUDIES_FILE
     for chart in drawn:
         _write_figure(chart, to / "figures")
     write_atomic(to / "report.html", study_page(content))
-    address = write_wandb_report(wandb, series, verdicts, to, title=TITLE) if wandb else None
+    address = None if project is None else write_wandb_report(project, content, to)
     return StudyFiles(html=to / "report.html", figures=to / "figures", wandb=address, verdicts=verdicts)
 
 

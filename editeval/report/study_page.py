@@ -8,76 +8,60 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean
 from string import Template
 from typing import Any
 
-from editeval.report.charts import CellMap, Chart, Panel
+from editeval.report.charts import CellMap, Panel
 from editeval.report.drawing import scene
 from editeval.report.markup import escaped, scrolling
-from editeval.report.published import SOURCE, published_scores, published_seconds
 from editeval.report.scene import svg
-from editeval.report.series import Change, Series
+from editeval.report.series import Change
 from editeval.report.study import Run, relative
-from editeval.report.verdicts import KEEPS, Outcome, Verdict
-from editeval.runner.progress import seconds_text
-from editeval.runner.table import MISSING, format_number
+from editeval.report.study_tables import (
+    CHANGE_HEADS,
+    MORE,
+    QUESTIONS,
+    RUN_HEADS,
+    SECTIONS,
+    Number,
+    StudyContent,
+    change_note,
+    change_row,
+    counted_runs,
+    how_to_read,
+    left_out,
+    names_of_run,
+    run_note,
+    run_numbers,
+    sure_changes,
+    verdict_note,
+)
+from editeval.report.verdicts import Outcome, Verdict
 from editeval.types import counted
 
 HERE = Path(__file__).parent
 ITEM_CHARACTERS = 3_000_000  # of all items on a page; runs share it, so that 200 of them stay below 10 MB
 ITEMS_PER_RUN = 60
-TEXT_CHARACTERS = 160
+TEXT_CHARACTERS = 160  # that every text of an item may have
+QUESTION_CHARACTERS = 1_500_000  # of all questions on a page; beyond it they are cut
+WHOLE_CHARACTERS = 4000  # a longer text is a document, which nobody reads in a table
 SHOWN_CHANGES = 200
-
-RUN_HEADS = (
-    *("model", "method", "data set", "seed", "edits", "efficacy", "locality", "ability kept", "n90", "n50", "norm"),
-    *("s/edit", "published s/edit", "measuring", "journal", "memory", "page"),
-)
-
-QUESTIONS = {
-    "rq1": ("RQ1", "How does ability change with the number of edits?"),
-    "rq2": ("RQ2", "Do instruction-tuned models lose it differently?"),
-    "rq3": ("RQ3", "Does the size of the model matter?"),
-    "rq4": ("RQ4", "Which abilities are lost?"),
-    "rq5": ("RQ5", "What becomes of safety?"),
-}
-MORE = {
-    "artefacts": ("Settings", "Is it the method, or how a code runs it?"),
-    "retention": ("Retention", "Which edits are still there?"),
-    "monitors": ("Early warnings", "What shows damage before a benchmark does?"),
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class StudyContent:
-    """Everything that a page over many runs shows."""
-
-    title: str
-    runs: Sequence[Run]
-    series: Sequence[Series]
-    verdicts: Sequence[Verdict]
-    charts: Sequence[Chart]
-    changes: Sequence[Change]
-    labels: Mapping[str, str]  # folder of a run -> method with its settings
-    datasets: Mapping[str, str]  # folder of a run -> data set with its settings
-    folder: Path  # where the page will be: links start here
 
 
 def study_page(content: StudyContent) -> str:
     """Return the page as one HTML document."""
-    sections = [
-        ("verdicts", "Verdicts", _verdict_table(content.verdicts)),
-        ("runs", "Runs", _run_table(content)),
-        *((name, f"{short}: {title}", _question(name, content)) for name, (short, title) in QUESTIONS.items()),
-        *((name, f"{short}: {title}", _charts(name, content)) for name, (short, title) in MORE.items()),
-        ("changes", "Changes against the unedited model", _changes(content)),
-        ("items", "Single items", _items()),
-        ("how", "How to read this", _how()),
-    ]
-    shown = [(name, title, body) for name, title, body in sections if body]
+    bodies = {
+        "verdicts": _verdict_table(content.verdicts),
+        "runs": _run_table(content),
+        **{name: _question(name, content) for name in QUESTIONS},
+        **{name: _charts(name, content) for name in MORE},
+        "changes": _changes(content),
+        "items": _items(),
+        "how": f"<ul>{''.join(f'<li>{escaped(line)}</li>' for line in how_to_read())}</ul>",
+    }
+    shown = [(name, title, bodies[name]) for name, title in SECTIONS.items() if bodies[name]]
     links = "".join(f'<li><a href="#{name}">{escaped(title.split(":")[0])}</a></li>' for name, title, _ in shown)
     parts = "\n".join(
         f'<section aria-labelledby="{name}"><h2 id="{name}">{escaped(title)}</h2>\n{body}</section>' for name, title, body in shown
@@ -86,21 +70,13 @@ def study_page(content: StudyContent) -> str:
     return Template((HERE / "study.html").read_text()).substitute(
         title=escaped(content.title),
         styles=(HERE / "page.css").read_text() + (HERE / "study.css").read_text(),
-        counted=_counted(content),
+        counted=counted_runs(content),
         links=links,
         filters=_filters(content),
         parts=parts,
         data=data,
         script=(HERE / "study.js").read_text(),
     )
-
-
-def _counted(content: StudyContent) -> str:
-    words = []
-    for name in ("model", "method", "dataset", "seed"):
-        count = len({getattr(run, name) for run in content.runs})
-        words.append(f"{count} {'data set' if name == 'dataset' else name}{'' if count == 1 else 's'}")
-    return f"{len(content.runs)} run{'' if len(content.runs) == 1 else 's'}: {', '.join(words)}."
 
 
 # -- filters ---------------------------------------------------------------------------------------------------------------
@@ -142,9 +118,8 @@ def _verdict_table(verdicts: Sequence[Verdict]) -> str:
         for verdict in verdicts
     )
     heads = "".join(f'<th scope="col">{head}</th>' for head in ("", "statement", "verdict", "why"))
-    note = f"Statements: the findings of {SOURCE}, made testable. Verdicts are of all runs of this page, whatever is filtered."
     table = f'<table class="text verdicts"><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    return f'<p class="note">{escaped(note)}</p>{scrolling(table, "verdicts")}'
+    return f'<p class="note">{escaped(verdict_note())}</p>{scrolling(table, "verdicts")}'
 
 
 def _badge(outcome: Outcome) -> str:
@@ -185,108 +160,50 @@ def _figure(panel: Panel | CellMap) -> str:
 
 
 def _run_table(content: StudyContent) -> str:
-    by_run = {run.folder: one for one in content.series for run in one.runs}
-    rows = "".join(_run_row(run, by_run.get(run.folder), content) for run in content.runs)
-    head = "".join(f'<th scope="col"><button type="button" class="sort">{escaped(name)}</button></th>' for name in RUN_HEADS)
+    rows = "".join(_run_row(run, content) for run in content.runs)
+    head = "".join(f'<th scope="col"><button type="button" class="sort">{escaped(name)}</button></th>' for name in (*RUN_HEADS, "page"))
     table = f'<table id="run-table"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-    note = (
-        "At the last rung. Ability kept, n90 and n50 (the largest number of edits up to which the lower bound of mean retained ability "
-        f"stays above {KEEPS:g} or 0.5) are of all seeds of a series together; ability kept names its number of edits where a seed went "
-        "further than the others. A column head sorts."
-    )
-    return f'{scrolling(table, "runs")}<p class="note">{escaped(note)}</p>{_left_out(content)}'
+    lines = "".join(f"<li>{escaped(note)}</li>" for note in left_out(content))
+    without = f'<h3 id="left-out">Left out</h3><ul class="left-out">{lines}</ul>' if lines else ""
+    return f'{scrolling(table, "runs")}<p class="note">{escaped(run_note())} A column head sorts.</p>{without}'
 
 
-def _left_out(content: StudyContent) -> str:
-    """Return what of the runs counts nowhere, and why; nothing where all counts."""
-    notes = [f"{run.folder.name}: {note}" for run in content.runs for note in run.notes]
-    notes += [note for one in content.series for note in one.notes]
-    lines = "".join(f"<li>{escaped(note)}</li>" for note in notes)
-    return f'<h3 id="left-out">Left out</h3><ul class="left-out">{lines}</ul>' if notes else ""
-
-
-def _run_row(run: Run, one: Series | None, content: StudyContent) -> str:
-    last = run.rungs[-1]
-    qualities = [
-        run.table.value(last, column) if (column := run.edit_column(metric)) is not None else None for metric in ("efficacy", "locality")
-    ]
-    common = 0 if one is None else max(one.mean, default=0)  # the last rung at which every run of the series was measured
-    kept = None if one is None or not one.mean else one.mean[common].value
-    marks = (None, None) if one is None or not one.mean else (one.last_kept(KEEPS), one.last_kept(0.5))
-    seconds = [float(edit["seconds"]) for edit in run.edits if edit.get("seconds") is not None]
-    norm = next((edit["weight_norm_ratio"] for edit in reversed(run.edits) if edit.get("weight_norm_ratio") is not None), None)
-    measuring = sum(value for name, value in run.timings.items() if name.startswith("measuring"))
+def _run_row(run: Run, content: StudyContent) -> str:
     page = run.folder / "report" / "report.html"
     link = f'<a href="{escaped(relative(page, content.folder))}">open</a>' if page.exists() else ""
-    cells = (
-        _number_cell(run.seed, str(run.seed)),
-        _number_cell(last, str(last)),
-        *(_number_cell(value, format_number(value)) for value in qualities),
-        _number_cell(kept, format_number(kept) + (f" at {common}" if 0 < common != last else "")),
-        *(_number_cell(mark, "" if mark is None else str(mark)) for mark in marks),
-        *(
-            _number_cell(value, format_number(value))
-            for value in (norm, fmean(seconds) if seconds else None, published_seconds().get((run.model, run.method)))
-        ),
-        _number_cell(measuring or None, seconds_text(measuring) if measuring else MISSING),
-        _number_cell(run.journal_bytes, _bytes(run.journal_bytes)),
-        _number_cell(run.peak_memory_bytes, MISSING if run.peak_memory_bytes is None else _bytes(run.peak_memory_bytes)),
-    )
-    data = _filtered_by(run, content)
-    attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
-    names = "".join(f"<td>{escaped(data[name])}</td>" for name in ("method", "dataset"))
-    return f"<tr{attributes}><th scope=row>{escaped(run.model)}</th>{names}{''.join(cells)}<td>{link}</td></tr>"
+    names = names_of_run(run, content)
+    told = "".join(f"<td>{escaped(names[name])}</td>" for name in ("method", "dataset"))
+    numbers = "".join(_number_cell(number) for number in run_numbers(run, content))
+    return f"<tr{_filtered_by(names)}><th scope=row>{escaped(run.model)}</th>{told}{numbers}<td>{link}</td></tr>"
 
 
-def _number_cell(value: float | None, text: str) -> str:
-    """Return a cell that is sorted by its number, whatever unit its text has; by nothing where there is none."""
-    key = "" if value is None or not math.isfinite(value) else repr(value)
-    return f'<td data-sort="{key}">{escaped(text)}</td>'
+def _number_cell(number: Number) -> str:
+    key = "" if number.value is None or not math.isfinite(number.value) else repr(number.value)
+    return f'<td data-sort="{key}">{escaped(number.text)}</td>'
 
 
-def _filtered_by(run: Run, content: StudyContent) -> Mapping[str, str]:
-    """Return what the filters know a run by: the labels of its series."""
-    name = run.folder.as_posix()
-    return {"model": run.model, "method": content.labels[name], "dataset": content.datasets[name], "seed": str(run.seed)}
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"
+def _filtered_by(names: Mapping[str, str]) -> str:
+    """Return the attributes that the filters know a row by."""
+    return "".join(f' data-{name}="{escaped(value)}"' for name, value in names.items())
 
 
 # -- changes, items --------------------------------------------------------------------------------------------------------
 
 
 def _changes(content: StudyContent) -> str:
-    found = sorted((change for change in content.changes if change.adjusted < 0.05), key=lambda change: (change.adjusted, change.rung))
     if not content.changes:
         return ""
-    rows = "".join(_change_row(change, content) for change in found[:SHOWN_CHANGES])
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("model", "method", "seed", "benchmark", "edits", "change", "p", "p (Holm)"))
-    note = (
-        f"{len(found)} of {len(content.changes)} paired tests on the same items (McNemar exact; bootstrap for graded scores) differ after "
-        f"Holm's adjustment for all of them{f'; the {SHOWN_CHANGES} surest are listed' if len(found) > SHOWN_CHANGES else ''}."
-    )
+    rows = "".join(_change_row(change, content) for change in sure_changes(content)[:SHOWN_CHANGES])
+    heads = "".join(f'<th scope="col">{head}</th>' for head in CHANGE_HEADS)
     table = f"<table><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-    return f"<p>{escaped(note)}</p><details><summary>List</summary>{scrolling(table, 'changes')}</details>"
+    note = escaped(change_note(content, shown=SHOWN_CHANGES))
+    return f"<p>{note}</p><details><summary>List</summary>{scrolling(table, 'changes')}</details>"
 
 
 def _change_row(change: Change, content: StudyContent) -> str:
-    run, data = change.run, _filtered_by(change.run, content)
-    attributes = "".join(f' data-{name}="{escaped(value)}"' for name, value in data.items())
-    cells = (
-        data["method"],
-        run.seed,
-        change.column.name,
-        change.rung,
-        f"{change.difference:+.3f}",
-        f"{change.p_value:.2g}",
-        f"{change.adjusted:.2g}",
-    )
-    return f'<tr{attributes}><th scope="row">{escaped(run.model)}</th>{"".join(f"<td>{escaped(cell)}</td>" for cell in cells)}</tr>'
+    model, *cells = change_row(change, content)
+    told = "".join(f"<td>{escaped(cell)}</td>" for cell in cells)
+    return f'<tr{_filtered_by(names_of_run(change.run, content))}><th scope="row">{escaped(model)}</th>{told}</tr>'
 
 
 def _items() -> str:
@@ -298,46 +215,51 @@ def _items() -> str:
 
 def _item_data(content: StudyContent) -> Mapping[str, Any]:
     allowance = ITEM_CHARACTERS // max(1, len(content.runs))
-    return {"runs": [_items_of(run, _filtered_by(run, content), allowance) for run in content.runs]}
+    questions = _Questions()
+    runs = [_items_of(run, names_of_run(run, content), allowance, questions) for run in content.runs]
+    return {"runs": runs, "questions": list(questions.places)}
 
 
-def _items_of(run: Run, filtered_by: Mapping[str, str], allowance: int) -> Mapping[str, Any]:
-    """Return the items of a run that fit: lost ones first, and of each benchmark about as many."""
+@dataclass(kw_only=True)
+class _Questions:
+    """The texts of questions in the order of their places: runs that were asked the same share them."""
+
+    places: dict[str, int] = field(default_factory=dict)
+    characters: int = 0
+
+    def place_of(self, question: str) -> int:
+        """Return the place of a question; whole while there is room, which adds it."""
+        text = _cut(question, WHOLE_CHARACTERS if self.characters < QUESTION_CHARACTERS else TEXT_CHARACTERS)
+        if text not in self.places:
+            self.characters += len(text)
+        return self.places.setdefault(text, len(self.places))
+
+
+def _items_of(run: Run, filtered_by: Mapping[str, str], allowance: int, questions: _Questions) -> Mapping[str, Any]:
+    """Return the items of a run that fit: lost ones first, and of each benchmark about as many; longer texts where few runs share."""
     by_benchmark: dict[str, list[Any]] = {}
     for item in sorted(
         run.changed, key=lambda item: (not (item.passed_before and not item.passed_after), item.passed_before == item.passed_after)
     ):
         by_benchmark.setdefault(item.benchmark, []).append(item)
     each = max(1, ITEMS_PER_RUN // max(1, len(by_benchmark)))
+    longest = min(max(allowance // (4 * ITEMS_PER_RUN), TEXT_CHARACTERS), WHOLE_CHARACTERS)
     rows: list[list[Any]] = []
     used = 0
     for benchmark, items in by_benchmark.items():
         for item in items[:each]:
-            texts = [text[:TEXT_CHARACTERS] for text in (item.name, item.expected, item.before, item.after)]
-            used += sum(map(len, texts)) + 40
+            texts = [_cut(text, longest) for text in (item.expected, item.before, item.after)]
+            used += sum(map(len, (item.name, *texts))) + 40
             if used > allowance:
                 break
-            rows.append([benchmark, *texts, int(item.passed_before), int(item.passed_after)])
+            outcomes = (int(item.passed_before), int(item.passed_after))
+            rows.append([benchmark, item.name, questions.place_of(item.question), *texts, *outcomes])
     whose = ", ".join(filtered_by[name] for name in ("model", "method", "dataset"))
     return {"name": f"{whose}, seed {run.seed}, {counted(run.rungs[-1], 'edit')}", **filtered_by, "items": rows}
 
 
-# -- words -----------------------------------------------------------------------------------------------------------------
-
-
-def _how() -> str:
-    doubts = sum(bool(row.doubt) for row in published_scores())
-    lines = (
-        "Ability kept is (score − chance) / (unedited score − chance) on the same items. Intervals are Fieller's, at 95%, over items "
-        "and, with several seeds, over orders of edits (Satterthwaite's degrees of freedom). One seed says nothing of other orders.",
-        "Filters hide; they never change a statistic: means over benchmarks, verdicts and tests are of all seeds.",
-        "Means over benchmarks count those on which the unedited model is above chance, all scored in the same way.",
-        "A series confirms that a method preserves ability only if its edits are there: efficacy over all edits so far, "
-        "its lower bound at least 0.1 above the unedited model's.",
-        f"Published curves are from {SOURCE} ({len(published_scores())} numbers in editeval/report/published, {doubts} with a doubt). "
-        "They are drawn where model, method, benchmark and way of scoring are the same, and enter no statistic.",
-    )
-    return f"<ul>{''.join(f'<li>{escaped(line)}</li>' for line in lines)}</ul>"
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _table(rows: Sequence[Sequence[str]], label: str) -> str:

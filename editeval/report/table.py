@@ -6,7 +6,9 @@ import csv
 import io
 from collections.abc import Sequence
 
+from editeval.runner.retention import Retention
 from editeval.runner.table import ScoreTable
+from editeval.runner.tracked_tables import matrix_table
 
 
 def table_csv(table: ScoreTable) -> str:
@@ -17,6 +19,14 @@ def table_csv(table: ScoreTable) -> str:
     writer.writerow(["chance", *(_exact(table.chance(column)) for column in table.columns)])
     for rung in table.rungs:
         writer.writerow([rung, *(_exact(table.value(rung, column)) for column in table.columns)])
+    return text.getvalue()
+
+
+def matrix_csv(matrix: Retention) -> str:
+    """Return one row a fact in editing order, one column a rung; empty where a fact was not asked."""
+    text = io.StringIO()
+    table = matrix_table(matrix)
+    csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
     return text.getvalue()
 
 

@@ -43,7 +43,7 @@ def tables_of(store: ScoreStore, *, num_edits: int, benchmark: str, benchmark_ke
             metric, _, protocol = name.partition(".")
             matrix = retention(by_rung, metric=metric, protocol=protocol)
             if matrix is not None:
-                tables[f"{benchmark}/retention/{name}"] = _matrix(matrix)
+                tables[f"{benchmark}/retention/{name}"] = matrix_table(matrix)
     return {name: table for name, table in tables.items() if table.rows}
 
 
@@ -60,7 +60,7 @@ def _plain(value: Any) -> Value:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _matrix(matrix: Retention) -> TrackedTable:
+def matrix_table(matrix: Retention) -> TrackedTable:
     """Return one line a fact, one column a rung."""
     rows = zip(matrix.positions, matrix.request_ids, matrix.values, strict=True)
     return TrackedTable(

@@ -183,6 +183,46 @@ def test_gold_probability_is_the_softmax_over_the_choices(harness: Make, tiny: T
     assert value_of(evaluation, "choose", "gold_probability") == pytest.approx(expected)
 
 
+def test_items_of_the_unedited_model_hold_what_was_asked_and_those_of_later_rungs_do_not(harness: Make, tiny: Tiny, tmp_path: Path) -> None:
+    model, benchmark = tiny("llama"), harness("choose", "write", "read")
+    first = {(record["task"], record["item"]): record for record in benchmark.evaluate(model, context_of(tmp_path)).samples}
+    row = question_row(3)
+    asked = f"Question: {row['question']}\nAnswer:"  # without the two examples that stand before it
+    chosen, written = first["choose", 3], first["write", 3]
+    assert {name: chosen[name] for name in ("question", "choices", "right")} == {
+        "question": asked,
+        "choices": row["choices"],
+        "right": row["answer"],
+    }
+    assert written["question"] == asked
+    assert "choices" not in written
+    model.apply(large_edit(model))
+    later = benchmark.evaluate(model, context_of(tmp_path)).samples
+    assert {(record["task"], record["item"]) for record in later} == set(first)
+    assert not any({"question", "choices", "right"} & set(record) for record in later)
+
+
+def test_a_choice_of_beginnings_is_kept_with_its_common_ending(harness: Make, tiny: Tiny, tmp_path: Path, task_folder: Path) -> None:
+    (task_folder / "begin.yaml").write_text(
+        """
+task: begin
+dataset_path: begin
+test_split: test
+output_type: multiple_choice
+doc_to_text: answer
+doc_to_choice: choices
+doc_to_target: "is number {{answer}}"
+metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+metadata: {version: 1.0}
+"""
+    )
+    record = harness("begin").evaluate(tiny("gpt2"), context_of(tmp_path)).samples[3]
+    row = question_row(3)
+    assert record["question"] == f"… is number {row['answer']}"
+    assert (record["choices"], record["right"]) == (row["choices"], row["answer"])
+
+
 def test_shots_are_those_asked_for_unless_the_task_fixes_zero(harness: Make) -> None:
     tasks = harness("both", num_fewshot=1)._loaded["tasks"]
     assert tasks["choose"].get_config("num_fewshot") == 1

@@ -39,6 +39,7 @@ class Planted:
     n: int = 60
     shots: int = 0  # a setting: its cells have another key
     generated: bool = False  # scored by what is written: a model that lost an item writes nothing
+    question_words: int = 4  # how long a question is; 0: the run kept none
     beside: Sequence[str] = ()  # further metrics of the same answers, every item's value that of `acc`
 
     @property
@@ -81,6 +82,11 @@ def base_items(model: str, benchmark: Planted) -> tuple[np.ndarray, np.ndarray, 
     return known, right, random.random(benchmark.n)
 
 
+def question_of(benchmark: Planted, item: int) -> dict[str, Any]:
+    question = {"question": f"Question {item}{' of many words' * (benchmark.question_words // 3)} about {benchmark.name}?\nAnswer:"}
+    return question if benchmark.generated else {**question, "choices": [f" town {place}" for place in range(4)], "right": item % 4}
+
+
 def harness(run: PlantedRun, benchmark: Planted, rung: int) -> Evaluation:
     known, right, _ = base_items(run.model, benchmark)
     random = generator(run.name, benchmark.name)
@@ -94,6 +100,8 @@ def harness(run: PlantedRun, benchmark: Planted, rung: int) -> Evaluation:
         said: dict[str, Any] = {"log_probs": [-1.0 if choice == picked else -2.0 for choice in range(4)]}
         if benchmark.generated:
             said = {"generated": f" The answer is {picked}." if not lost[item] else ""}
+        if benchmark.question_words and not rung:
+            said |= question_of(benchmark, item)
         samples.append({**record, "metrics": dict.fromkeys(("acc", *benchmark.beside), float(passed[item])), **said})
     value = float(passed.mean())
     error = float(np.sqrt(value * (1 - value) / benchmark.n))
@@ -171,11 +179,37 @@ def write_run(root: Path, run: PlantedRun) -> Path:
         norm = {
             "weights_digest": "w",
             "replayed": False,
-            "diagnostics": {"update_norm": step / 4},
+            "diagnostics": {"delta_norm": 0.5 + step / 100, "update_norm": step / 4},
             "weight_norm_ratio": 1 + step / 50,
         }
         append_edit(folder, {**row, **norm})
-    append_jsonl(folder / TIMINGS_FILE, [{"ended_by": "end", "seconds": {"computing edits": 1.5 * max(run.rungs), "measuring mmlu": 12.0}}])
+    seconds = {"computing edits": 1.5 * max(run.rungs), "measuring mmlu": 12.0}
+    append_jsonl(folder / TIMINGS_FILE, [{"ended_by": "end", "seconds": seconds, "peak_memory_bytes": 3_500_000_000}])
     (folder / "journal").mkdir()
     (folder / "journal" / "segment-000001.journal").write_bytes(b"j" * 1000)
     return folder
+
+
+def write_study_runs(root: Path, *, methods: Sequence[str] = ("rome", "memit")) -> list[Path]:
+    """Write runs that every question has a chart of, and return their folders.
+
+    A base and a tuned model under two orders of edits; a larger model, which keeps more; and on other facts one method in two settings.
+    """
+
+    def benchmarks(half_at: float) -> tuple[Planted, ...]:
+        return (
+            Planted(name="mmlu", kept=falls_at(half_at), n=40),
+            Planted(name="gsm8k", kept=falls_at(half_at / 2), n=40, chance=0, base=0.5, generated=True, question_words=60),
+            Planted(name="truthfulqa", kept=keeps(1.0), n=40),
+        )
+
+    base = PlantedRun(model="llama2-7b", rungs=(1, 10), benchmarks=benchmarks(20))
+    runs = [
+        replace(base, model=model, method=method, seed=seed)
+        for model in ("llama2-7b", "llama2-7b-chat")
+        for method in methods
+        for seed in (0, 1)
+    ]
+    runs += [replace(base, model="llama2-13b", method=method, benchmarks=benchmarks(80)) for method in methods[:2]]
+    runs += [replace(base, method="mend", dataset="zsre", settings={"accumulate": on}) for on in (True, False)]
+    return [write_run(root, run) for run in runs]

@@ -14,6 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from editeval.interfaces import RunState
 from editeval.report.answers import answers
@@ -191,9 +192,41 @@ def test_page_serves_light_and_dark_with_the_same_figures(html_page: str) -> Non
 def test_the_same_run_gives_the_same_bytes(run_dir: Path, tmp_path: Path) -> None:
     copied = tmp_path / run_dir.name
     shutil.copytree(run_dir, copied)
-    first, second = run_report(run_dir), run_report(copied)
-    for one, two in zip(vars(first).values(), vars(second).values(), strict=True):
-        assert one.read_bytes() == two.read_bytes(), one.name
+    first, second = (
+        {path.relative_to(folder): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+        for folder in (run_report(run_dir).html.parent, run_report(copied).html.parent)
+    )
+    assert first == second
+    assert len(first) > 4
+
+
+def test_every_figure_of_the_page_is_there_as_picture_drawing_and_numbers(run_dir: Path, html_page: str) -> None:
+    folder = run_report(run_dir).figures
+    assert folder is not None
+    labels = [attributes.get("aria-label") for tag, attributes in PageReader(html_page).tags if tag == "svg"]
+    names = {path.stem for path in folder.iterdir()}
+    assert names == {
+        "edit-quality-generation-share-correct",
+        "edit-quality-probability-share-correct",
+        "edit-quality-probability-log-probability-nats",
+        "quick-cloze-share-correct",
+        "quick-rolling-perplexity-lower-is-better",
+        "retention-efficacy-generation",
+        "retention-locality-generation",
+    }
+    assert len(names) == len(labels)
+    for name in names:
+        with Image.open(folder / f"{name}.png") as picture:
+            assert picture.size[0] > 300
+        drawing = (folder / f"{name}.svg").read_text()
+        ElementTree.fromstring(drawing)
+        assert "var(--" not in drawing  # colours of the page, which a file has not
+    curves, matrix = (
+        list(csv.DictReader((folder / f"{name}.csv").read_text().splitlines()))
+        for name in ("quick-cloze-share-correct", "retention-efficacy-generation")
+    )
+    assert [row["quick/reading.acc_norm.cloze"] for row in curves] == ["0.25", "0.625", "0.615", "0.575", "0.525"]
+    assert [row["after 5"] for row in matrix] == ["1.0", "1.0", "0.0", "1.0", "1.0", "", "", "", "", ""]
 
 
 def test_report_leaves_out_scores_of_states_that_no_longer_stand(tmp_path: Path) -> None:
@@ -367,5 +400,5 @@ def test_answers_pair_the_unedited_with_the_last_state_and_spread_over_the_facts
 
 def test_a_report_goes_where_it_is_sent(run_dir: Path, tmp_path: Path) -> None:
     files = write_report(run_dir, ScoreStore(run_dir).scores(), {}, to=tmp_path / "elsewhere")
-    assert {path.parent for path in vars(files).values()} == {tmp_path / "elsewhere"}
+    assert {path.parent for path in (files.png, files.html, files.csv, files.markdown)} == {tmp_path / "elsewhere"}
     assert files.png.read_bytes().startswith(b"\x89PNG")

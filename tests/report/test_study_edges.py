@@ -20,7 +20,7 @@ from editeval.report.scene import Area, Dots
 from editeval.report.series import changes, series_of
 from editeval.report.study import read_study, studies
 from editeval.report.study_build import write_study
-from editeval.report.study_page import RUN_HEADS
+from editeval.report.study_tables import RUN_HEADS
 from editeval.runner.results import ScoreStore
 from editeval.types import EditevalError
 from tests.report.synthetic import Planted, PlantedRun, falls_at, harness, keeps, perplexity, write_run

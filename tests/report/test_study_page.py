@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
 from xml.etree import ElementTree
 
 import pytest
@@ -18,7 +20,7 @@ from PIL import Image
 
 from editeval.__main__ import main
 from editeval.files import append_jsonl
-from editeval.report import drawing
+from editeval.report import drawing, study_page
 from editeval.report.charts import Curve, Panel, Point, chart_csv
 from editeval.report.drawing import scene
 from editeval.report.published import published_curve, published_scores, published_seconds
@@ -27,10 +29,11 @@ from editeval.report.series import series_of
 from editeval.report.study import read_study, studies
 from editeval.report.study_build import StudyFiles, write_study
 from editeval.report.study_charts import charts
-from editeval.report.study_page import RUN_HEADS
-from editeval.runner.table import Column
+from editeval.report.study_tables import QUESTIONS, RUN_HEADS
+from editeval.runner.results import ScoreStore
+from editeval.runner.table import Column, format_number
 from tests.report.browser import CHROMIUM, Page
-from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run
+from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run, write_study_runs
 from tests.report.test_report import PageReader
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -39,19 +42,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; a
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    root = tmp_path_factory.mktemp("runs")
-    benchmarks = (
-        Planted(name="mmlu", kept=falls_at(20), n=40),
-        Planted(name="gsm8k", kept=falls_at(10), n=40, chance=0, base=0.5, generated=True),
-        Planted(name="truthfulqa", kept=keeps(1.0), n=40),
-    )
-    runs = [
-        PlantedRun(model=model, method=method, seed=seed, rungs=(1, 10), benchmarks=benchmarks)
-        for model in ("llama2-7b", "llama2-7b-chat")
-        for method in ("rome", "memit", HOSTILE)
-        for seed in (0, 1)
-    ]
-    return [write_run(root, run) for run in runs]
+    return write_study_runs(tmp_path_factory.mktemp("runs"), methods=("rome", "memit", HOSTILE))
 
 
 @pytest.fixture(scope="module")
@@ -76,25 +67,87 @@ def test_the_page_is_well_formed_and_asks_nothing_of_the_network(page: str) -> N
     assert HOSTILE not in page
 
 
-def test_every_figure_has_a_text_alternative_and_edit_quality_stands_beside_ability(page: str) -> None:
-    pictures = re.findall(r'<svg [^>]*aria-label="([^"]*)"', page)
-    assert len(pictures) > 10
-    assert all("unedited" in told or re.search(r"\d", told) for told in pictures)
-    for chart in re.findall(r'<details class="chart".*?</details>', page, flags=re.DOTALL):
-        if "retained" in chart or "ability kept" in chart:
-            assert 'class="quality"' in chart or "efficacy" in chart
+def section_of(page: str, name: str) -> str:
+    found = re.search(rf'<section aria-labelledby="{name}">.*?</section>', page, flags=re.DOTALL)
+    assert found is not None, name
+    return found.group(0)
 
 
-def test_every_question_has_its_verdict_and_every_statement_its_reason(page: str, files: StudyFiles) -> None:
-    for verdict in files.verdicts:
+def words_of(markup: str) -> str:
+    """Return what of a piece of the page is read."""
+    return html.unescape(re.sub(r"<[^>]*>", "", markup))
+
+
+def charts_of(markup: str) -> dict[str, list[str]]:
+    """Return the figures of every chart, by its name."""
+    blocks = re.findall(r'<details class="chart".*?</details>', markup, flags=re.DOTALL)
+    names = [re.findall(r'href="figures/([\w.-]+)\.csv"', block) for block in blocks]
+    return {name: re.findall(r"<figure.*?</figure>", block, flags=re.DOTALL) for (name,), block in zip(names, blocks, strict=True)}
+
+
+def label_of(figure: str) -> str:
+    found = re.match(r'<figure[^>]*><svg [^>]*role="img" aria-label="([^"]*)"', figure)
+    assert found is not None, figure[:200]
+    return html.unescape(found.group(1))
+
+
+def rows_of(files: StudyFiles, chart: str) -> list[dict[str, str]]:
+    return list(csv.DictReader((files.figures / f"{chart}.csv").read_text().splitlines()))
+
+
+def test_every_figure_tells_its_curves_and_their_numbers_in_words(page: str, files: StudyFiles) -> None:
+    found = charts_of(page)
+    assert set(found) == {path.stem for path in files.figures.iterdir()}
+    assert page.count("<svg") == page.count("<figure") == sum(map(len, found.values())) > 50
+    for chart, figures in found.items():
+        rows = rows_of(files, chart)
+        titles = list(dict.fromkeys(row["panel"] for row in rows))
+        for title, figure in zip(titles, figures, strict=True):
+            label = label_of(figure)
+            assert label.startswith(title)
+            for row in rows:
+                if row["panel"] == title and row["seed"] == "all":
+                    number = f"{re.escape(format_number(float(row['y'])))}( \\(no bounds\\))?( \\(does not count\\))? (at|after) {re.escape(row['x'])}\\b"
+                    assert re.search(f"{re.escape(row['curve'])}( \\(published\\))?: [^;]*{number}", label), (label, row)
+
+
+def test_edit_quality_stands_beside_ability_in_every_chart(page: str) -> None:
+    for question in (*QUESTIONS, "artefacts", "monitors"):
+        charts = charts_of(section_of(page, question))
+        assert charts, f"{question} has no chart here, so nothing is seen of it"
+        for chart, figures in charts.items():
+            labels = [label_of(figure) for figure in figures]
+            quality = [figure.startswith('<figure class="quality">') for figure in figures]
+            if question == "rq4":  # a panel a method: efficacy is a curve of each
+                assert all("efficacy: " in label for label in labels), chart
+                continue
+            assert quality == [label.startswith(("efficacy", "locality")) for label in labels], chart
+            assert any(quality), chart
+            if question == "rq3":  # a pair of panels a number of edits
+                numbers = [re.findall(r"after (\d+)", label)[0] for label in labels]
+                assert (numbers, quality) == (["1", "1", "10", "10"], [True, False, True, False])
+
+
+def test_every_verdict_stands_with_its_statement_and_its_reason_in_the_table_and_at_its_question(page: str, files: StudyFiles) -> None:
+    rows = re.findall(r"<tr>(.*?)</tr>", section_of(page, "verdicts").split("<tbody>")[1], flags=re.DOTALL)
+    told = [[words_of(cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows]
+    assert told == [[f"{QUESTIONS[one.question][0]} {one.key}", one.statement, one.outcome, one.reason] for one in files.verdicts]
+    assert {verdict.question for verdict in files.verdicts} == set(QUESTIONS)
+    for row, verdict in zip(rows, files.verdicts, strict=True):
+        assert verdict.statement
         assert verdict.reason
-        assert page.count(f">{verdict.outcome}</span>") >= 1
-    assert {verdict.question for verdict in files.verdicts} == {"rq1", "rq2", "rq3", "rq4", "rq5"}
+        badge = f'<span class="badge {verdict.outcome.lower()}">{verdict.outcome}</span>'
+        assert badge in row
+        paragraphs = re.findall(r"<p>.*?</p>", section_of(page, verdict.question), flags=re.DOTALL)
+        (mine,) = [paragraph for paragraph in paragraphs if f"<strong>{verdict.key}</strong>" in paragraph]
+        assert badge in mine
+        assert words_of(mine) == f"{verdict.key} {verdict.statement} {verdict.outcome}{verdict.reason}"
 
 
 def test_every_figure_is_there_as_picture_drawing_and_numbers(files: StudyFiles) -> None:
     names = {path.stem for path in files.figures.iterdir()}
-    assert {"rq1-llama2-7b", "rq2-llama-2-7b", "rq4-llama2-7b", "rq5-llama2-7b", "retention-llama2-7b", "monitors-llama2-7b"} <= names
+    of_models = {f"{kind}-llama2-7b" for kind in ("rq1", "rq4", "rq5", "retention", "monitors")}
+    assert {"rq2-llama-2-7b", "rq3-llama-2", "artefacts-llama2-7b-mend", *of_models} <= names
     for name in names:
         with Image.open(files.figures / f"{name}.png") as picture:
             assert picture.size[0] > 300
@@ -179,6 +232,65 @@ def test_settings_of_one_method_are_compared_in_one_chart(tmp_path: Path) -> Non
     assert chart.panels[0].title.startswith("efficacy")
 
 
+# -- values ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_rome(folders: list[Path]) -> list[ScoreStore]:
+    """The two runs of ROME on Llama 2 7B."""
+    return [ScoreStore(folder) for folder in folders if folder.name.startswith("llama2-7b-rome")]
+
+
+def value_of(files: StudyFiles, chart: str, **wanted: str) -> float:
+    """Return the only number of a chart's table whose row is this one."""
+    (found,) = [float(row["y"]) for row in rows_of(files, chart) if wanted.items() <= row.items()]
+    return found
+
+
+def test_a_cell_of_the_retention_map_is_the_share_of_its_facts_that_pass(files: StudyFiles, of_rome: list[ScoreStore]) -> None:
+    passed = [
+        sample["outcomes"]["generation"][0]
+        for store in of_rome
+        for sample in store.samples(10, "edit-quality")
+        if sample["metric"] == "efficacy" and 2 <= sample["position"] <= 10
+    ]
+    assert len(passed) == 18
+    assert value_of(files, "retention-llama2-7b", panel="rome, counterfact", curve="edits 2–10", x="10") == pytest.approx(fmean(passed))
+    assert not [row for row in rows_of(files, "retention-llama2-7b") if (row["curve"], row["x"]) == ("edits 2–10", "1")]
+
+
+def test_early_warnings_are_what_the_runs_hold(files: StudyFiles, of_rome: list[ScoreStore]) -> None:
+    def warning(panel: str, edits: int) -> float:
+        return value_of(files, "monitors-llama2-7b", panel=panel, curve="rome", x=str(edits))
+
+    def choices(benchmark: str) -> list[list[float]]:
+        return [[sample["log_probs"].index(-1.0) for sample in store.samples(10, benchmark)] for store in of_rome]
+
+    assert warning("norm of edited weights", 10) == pytest.approx(1.2)  # planted: 1 + edits / 50
+    assert warning("perplexity passage perplexity", 0) == pytest.approx(20)
+    assert warning("perplexity passage perplexity", 10) == pytest.approx(20 * (1 + 0.5**3))  # planted: by what is kept of mmlu
+    broken = [fmean(not sample["generated"] for sample in store.samples(10, "gsm8k")) for store in of_rome]
+    assert 0 < fmean(broken) < 1
+    assert warning("degenerate texts", 10) == pytest.approx(fmean(broken) / 2)  # beside the answers about facts, of which none is broken
+    shares = [max(map(picks.count, picks)) / len(picks) for name in ("mmlu", "truthfulqa") for picks in choices(name)]
+    assert warning("commonest choice", 10) == pytest.approx(fmean(shares))
+
+
+def test_the_table_of_runs_tells_seconds_memory_and_what_was_published(page: str) -> None:
+    rows = re.findall(r"<tr data-model=.*?</tr>", section_of(page, "runs"), flags=re.DOTALL)
+    cells = [dict(zip(RUN_HEADS, map(words_of, re.findall(r"<t[hd].*?</t[hd]>", row)), strict=False)) for row in rows]
+    memit = next(row for row in cells if (row["model"], row["method"], row["seed"]) == ("llama2-7b", "memit", "1"))
+    assert {name: memit[name] for name in ("s/edit", "published s/edit", "measuring", "journal", "memory", "norm")} == {
+        "s/edit": "1.500",
+        "published s/edit": "24.140",  # Table 8 of the paper: 2414 s for 100 edits
+        "measuring": "12 s",
+        "journal": "1.0 kB",
+        "memory": "3.5 GB",
+        "norm": "1.200",
+    }
+    assert {row["published s/edit"] for row in cells if row["method"] == HOSTILE} == {"–"}
+
+
 # -- drawing ---------------------------------------------------------------------------------------------------------------
 
 
@@ -213,30 +325,39 @@ def browser(files: StudyFiles, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 SHOWN = "[...document.querySelectorAll('#run-table tbody tr')].filter(row => !row.hidden).length"
 CURVES = "[...document.querySelectorAll('figure:not([hidden]) .curve[data-method]:not([hidden])')]"
-METHODS = f"[...new Set({CURVES}.map(curve => curve.dataset.method))].sort()"
 
 
 @needs_browser
 def test_it_loads_without_errors_and_asks_for_itself_alone(browser: Page, files: StudyFiles) -> None:
-    assert browser.run(SHOWN) == 12
+    assert browser.run(SHOWN) == 16
     assert browser.problems == []
     assert set(browser.requests) == {files.html.as_uri()}
 
 
 @needs_browser
-def test_filters_hide_what_is_not_chosen_and_the_button_shows_it_again(browser: Page) -> None:
-    browser.run("document.querySelector('input[name=method][value=memit]').click()")
-    assert browser.run(SHOWN) == 8
-    assert "memit" not in browser.run(METHODS)
-    assert browser.run("document.getElementById('state').textContent") == "8 of 12 runs shown"
-    assert "method=" in browser.run("location.search")
+@pytest.mark.parametrize(
+    ("name", "value", "left"),
+    [("method", "memit", 11), ("model", "llama2-7b-chat", 10), ("dataset", "zsre", 14), ("dataset", "counterfact", 2)],
+)
+def test_filters_hide_what_is_not_chosen_and_the_button_shows_it_again(browser: Page, name: str, value: str, left: int) -> None:
+    kinds = f"[...new Set({CURVES}.map(curve => curve.dataset.{name}))]"
+    rows = f"[...new Set([...document.querySelectorAll('tr[data-model]:not([hidden])')].map(row => row.dataset.{name}))]"
+    assert value in browser.run(kinds)
+    browser.run(f"document.querySelector('input[name={name}][value=\"{value}\"]').click()")
+    assert browser.run(SHOWN) == left
+    assert value not in browser.run(kinds)
+    assert value not in browser.run(rows)  # of runs and of changes
+    assert len(browser.run("[...document.querySelectorAll('#run option')].map(option => option.text)")) == left
+    assert browser.run("document.getElementById('state').textContent") == f"{left} of 16 runs shown"
+    assert f"{name}=" in browser.run("location.search")
     browser.run("document.querySelector('button[type=reset]').click()")
-    assert browser.run(f"new Promise(done => setTimeout(() => done({SHOWN}), 50))") == 12
+    assert browser.run(f"new Promise(done => setTimeout(() => done({SHOWN}), 50))") == 16
+    assert value in browser.run(kinds)
 
 
 @needs_browser
 def test_a_chosen_seed_shows_its_own_curves_instead_of_all_together(browser: Page) -> None:
-    curves = "[...document.querySelectorAll('figure.quality:not([hidden]) .curve[data-seed]:not([hidden])')]"
+    curves = "[...document.querySelectorAll('[aria-labelledby=rq1] figure.quality:not([hidden]) .curve[data-seed]:not([hidden])')]"
     seeds = f"[...new Set({curves}.map(curve => curve.dataset.seed))]"
     assert browser.run(seeds) == ["all"]
     browser.run("document.querySelector('input[name=seed][value=\"1\"]').click()")
@@ -244,13 +365,50 @@ def test_a_chosen_seed_shows_its_own_curves_instead_of_all_together(browser: Pag
     browser.run("document.querySelector('input[name=seed][value=\"1\"]').click()")
 
 
+ITEMS = "document.getElementById('item-list')"
+
+
+def choose_items(browser: Page, benchmark: str) -> None:
+    """List a benchmark's items of a run that lost some of all."""
+    name = "llama2-7b, memit, counterfact, seed 0, 10 edits"
+    run = f"[...document.querySelectorAll('#run option')].find(option => option.text === '{name}').value"
+    for element, value in (("run", run), ("which", f"'{benchmark}'")):
+        browser.run(f"{{ const e = document.getElementById('{element}'); e.value = {value}; e.dispatchEvent(new Event('change')) }}")
+
+
 @needs_browser
 def test_single_items_show_what_was_written_before_and_after(browser: Page) -> None:
-    told = browser.run("document.getElementById('item-list').textContent")
+    told = browser.run(f"{ITEMS}.textContent")
     assert "The home of person" in told
     assert "Paris" in told
-    browser.run("const w = document.getElementById('which'); w.value = 'gsm8k'; w.dispatchEvent(new Event('change'))")
-    assert "The home of person" not in browser.run("document.getElementById('item-list').textContent")
+    choose_items(browser, "gsm8k")
+    assert "The home of person" not in browser.run(f"{ITEMS}.textContent")
+    assert "The answer is" in browser.run(f"{ITEMS}.textContent")
+
+
+@needs_browser
+def test_single_items_show_the_question_and_the_chosen_answer(browser: Page) -> None:
+    choose_items(browser, "mmlu")
+    cells = browser.run(f"[...{ITEMS}.querySelector('tbody tr').children].map(cell => cell.innerText)")
+    assert re.fullmatch(
+        r"Question \d+ of many words about mmlu\?\s+Answer:\s+– town 0\s+– town 1\s+– town 2\s+– town 3\s+mmlu, item \d+", cells[1]
+    )
+    assert re.fullmatch(r"✓ town \d", cells[3])
+    assert re.fullmatch(r"✗ town \d", cells[4])
+    assert cells[2] == cells[3].removeprefix("✓ ")
+
+
+@needs_browser
+def test_a_long_question_shows_its_beginning_and_opens(browser: Page) -> None:
+    choose_items(browser, "gsm8k")
+    question = f"{ITEMS}.querySelector('tbody tr').children[1]"
+    closed = browser.run(f"{question}.innerText")
+    assert closed.startswith("Question ")
+    assert "…" in closed
+    assert "about gsm8k?" not in closed
+    browser.run(f"{question}.querySelector('summary').focus()")
+    browser.key("Enter", 13, "\r")
+    assert "of many words about gsm8k?\nAnswer:" in browser.run(f"{question}.innerText")
 
 
 @needs_browser
@@ -302,15 +460,41 @@ def test_sizes_and_durations_sort_by_what_they_are_and_missing_ones_stay_below(f
 
 
 @needs_browser
-def test_on_a_phone_nothing_is_wider_than_the_screen(files: StudyFiles, tmp_path: Path) -> None:
-    with Page(tmp_path / "profile", width=390, height=800, dark=True) as page:
+@pytest.mark.parametrize(
+    ("dark", "paper", "ink"), [(False, "rgb(255, 255, 255)", "rgb(31, 35, 40)"), (True, "rgb(13, 17, 23)", "rgb(230, 237, 243)")]
+)
+def test_on_a_phone_nothing_is_wider_than_the_screen_by_day_and_by_night(
+    files: StudyFiles, tmp_path: Path, dark: bool, paper: str, ink: str
+) -> None:
+    with Page(tmp_path / "profile", width=390, height=800, dark=dark) as page:
         page.open(files.html.as_uri())
         assert page.run("document.documentElement.scrollWidth") <= 390
-        assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(13, 17, 23)"
+        style = "getComputedStyle(document.{}).{}"
+        assert page.run(style.format("body", "backgroundColor")) == paper
+        assert page.run(style.format("body", "color")) == ink
+        title = "querySelector('figure text[font-weight]')"  # figures are drawn in the page's colours
+        assert page.run(style.format(title, "fill")) == ink
         assert page.problems == []
 
 
 def test_item_data_is_json_whatever_the_texts_hold(page: str) -> None:
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.DOTALL).group(1))  # type: ignore[union-attr]
     assert any(run["method"] == HOSTILE for run in data["runs"])
-    assert all(len(item) == 7 for run in data["runs"] for item in run["items"])
+    assert all(len(item) == 8 for run in data["runs"] for item in run["items"])
+
+
+def test_runs_share_the_texts_of_their_questions(page: str) -> None:
+    data = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.DOTALL).group(1))  # type: ignore[union-attr]
+    places = [item[2] for run in data["runs"] for item in run["items"]]
+    assert set(places) == set(range(len(data["questions"])))
+    assert len(set(data["questions"])) == len(data["questions"]) < len(places)
+
+
+def test_where_many_long_questions_meet_the_rest_is_cut(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(study_page, "QUESTION_CHARACTERS", 3000)
+    text = write_study(folders[:2], tmp_path).html.read_text()
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, flags=re.DOTALL).group(1))  # type: ignore[union-attr]
+    long = [question for question in data["questions"] if "gsm8k" in question or question.endswith("…")]
+    assert any(len(question) > study_page.TEXT_CHARACTERS for question in long)
+    assert any(len(question) == study_page.TEXT_CHARACTERS and question.endswith("…") for question in long)
+    assert sum(map(len, data["questions"])) < 3000 + study_page.TEXT_CHARACTERS * len(data["questions"])
