@@ -107,7 +107,7 @@ def test_every_figure_tells_its_curves_and_their_numbers_in_words(page: str, fil
             assert label.startswith(title)
             for row in rows:
                 if row["panel"] == title and row["seed"] == "all":
-                    number = f"{re.escape(format_number(float(row['y'])))}( \\(no bounds\\))?( \\(does not count\\))? (at|after) {re.escape(row['x'])}\\b"
+                    number = f"{re.escape(format_number(float(row['y'])))}( \\([a-z ]+\\))* (at|after) {re.escape(row['x'])}\\b"
                     assert re.search(f"{re.escape(row['curve'])}( \\(published\\))?: [^;]*{number}", label), (label, row)
 
 
