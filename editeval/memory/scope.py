@@ -37,7 +37,7 @@ class _Asked:
 
 
 class ScopeLearner(Learner):
-    """The classifier in training."""
+    """The classifier in training; `rows` are those to learn from, without any that is held back."""
 
     def __init__(self, encoder: SentenceEncoder, rows: Sequence[EditRequest], *, threshold: float) -> None:
         super().__init__()

@@ -49,8 +49,10 @@ from editeval.training.archive import read_archive, write_archive
 from editeval.training.settings import LearningSettings, LearnsBeforehand
 from editeval.types import ConfigError, EditevalError, EditRequest, Footprint, ModelDescription, Progress, Workload, content_key
 
-FORMAT_VERSION = 2  # raised when the same rows and settings train other parts than before
-PARTS = ("scope", "counterfactual")
+VERSIONS = {"scope": 3, "counterfactual": 2}
+"""Of the parts; raised when the same rows and settings train another part than before. Scope 3: hard ones are learned rows alone."""
+
+PARTS = tuple(VERSIONS)
 KIND = "serac"  # of the files of these parts
 
 
@@ -81,7 +83,7 @@ class SERAC(LearnsBeforehand):
         """Return everything that edits and answers depend on beside model and requests."""
         if self.archive is not None:
             return {"archive": [file_sha256(self._part_of_archive(part)) for part in PARTS], "encoder": encoder_identity(self.encoder)}
-        return self._learning()
+        return self._learning(VERSIONS)
 
     def check(self, model: ModelDescription) -> None:
         """Check encoder, archive and training rows.
@@ -152,9 +154,9 @@ class SERAC(LearnsBeforehand):
     def _learning_settings(self) -> LearningSettings:
         return self.learning_as(LearningSettings)
 
-    def _learning(self) -> Mapping[str, Any]:
+    def _learning(self, version: object) -> Mapping[str, Any]:
         return {
-            "version": FORMAT_VERSION,
+            "version": version,
             "encoder": encoder_identity(self.encoder),
             "counterfactual": self.counterfactual,
             "similarity": self.similarity,
@@ -169,7 +171,7 @@ class SERAC(LearnsBeforehand):
     def _path(self, part: str, belongs: Mapping[str, Any], cache: Cache) -> Path:
         if self.archive is not None:
             return self._part_of_archive(part)
-        return cache.path(f"serac-{part}", content_key({**belongs, **self._learning()}), ".safetensors")
+        return cache.path(f"serac-{part}", content_key({**belongs, **self._learning(VERSIONS[part])}), ".safetensors")
 
     def _scope(self, lm: LanguageModel, cache: Cache, progress: Progress) -> tuple[SentenceEncoder, float]:
         """Return the trained encoder, on the model's device, and the cosine from which on a request is about a fact."""
@@ -190,13 +192,15 @@ class SERAC(LearnsBeforehand):
     ) -> None:
         from editeval.memory.scope import ScopeLearner  # here, as below: it imports lightning, which takes seconds
         from editeval.memory.training import train
+        from editeval.training.learning import divided
 
         rows = self.training.load()
         progress.message(f"training a scope classifier on {len(rows)} rows of {self.training.name}; later runs read it")
-        learner = ScopeLearner(encoder, rows, threshold=self.similarity).to(device)
         settings = replace(self._learning_settings, learning_rate=self.scope_learning_rate)
+        learned, held_back = divided(rows, held_back=settings.held_back, seed=settings.seed)
+        learner = ScopeLearner(encoder, learned, threshold=self.similarity).to(device)
         partial = path.with_suffix(".partial.safetensors")
-        curve = train(learner, rows, settings, partial=partial, device=device, what="scope classifier", progress=progress)
+        curve = train(learner, learned, held_back, settings, partial=partial, device=device, what="scope classifier", progress=progress)
         best = min(curve, key=lambda validation: validation.loss)
         about = {**belongs, "similarity": learner.similarity, "text": f"best at step {best.step}: {best.text()}"}
         write_archive(path, dict(encoder.state_dict()), {**about, "rows": len(rows), "curve": [asdict(each) for each in curve]}, kind=KIND)
@@ -220,6 +224,7 @@ class SERAC(LearnsBeforehand):
     def _train_reader(self, reader: LanguageModel, path: Path, belongs: Mapping[str, Any], progress: Progress) -> None:
         from editeval.memory.reader import ReaderLearner
         from editeval.memory.training import train
+        from editeval.training.learning import divided
 
         rows = self.training.load()
         size = sum(parameter.numel() for parameter in reader.module.parameters())
@@ -227,7 +232,9 @@ class SERAC(LearnsBeforehand):
         progress.message(f"training {what} ({size / 1e6:.1f} million parameters) to answer by a fact, on {len(rows)} rows")
         device = next(reader.module.parameters()).device
         settings, partial = self._learning_settings, path.with_suffix(".partial.safetensors")
-        curve = train(ReaderLearner(reader), rows, settings, partial=partial, device=device, what="counterfactual model", progress=progress)
+        learned, held_back = divided(rows, held_back=settings.held_back, seed=settings.seed)
+        learner = ReaderLearner(reader)
+        curve = train(learner, learned, held_back, settings, partial=partial, device=device, what="counterfactual model", progress=progress)
         best = min(curve, key=lambda validation: validation.loss)
         about = {**belongs, "text": f"best at step {best.step}: {best.text()}", "rows": len(rows)}
         write_archive(path, dict(reader.module.named_parameters()), {**about, "curve": [asdict(each) for each in curve]}, kind=KIND)

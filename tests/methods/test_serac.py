@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -130,6 +130,23 @@ def test_the_classifier_learns_to_leave_neighbours_alone() -> None:
     end = learner.validate(rows, 30)
     assert end.loss < start.loss / 2
     assert min(end.shares["precision"], end.shares["recall"]) > 0.9
+
+
+def test_rows_held_back_are_asked_and_never_learned_from(
+    compose_config: Callable[..., DictConfig], trained: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared, seen = ScopeLearner._compared, {True: set[str](), False: set[str]()}
+
+    def watched(learner: ScopeLearner, rows: Sequence[EditRequest]) -> tuple[torch.Tensor, torch.Tensor]:
+        seen[torch.is_grad_enabled()] |= {row.subject for row in rows}
+        return compared(learner, rows)
+
+    monkeypatch.setattr(ScopeLearner, "_compared", watched)
+    quick = method(compose_config, "method.max_steps=10", "method.validate_every=10", "method.held_back=0.3")
+    quick._scope(reading_model(trained.root), Cache(tmp_path), SilentProgress())
+    assert seen[True]
+    assert seen[False]
+    assert not seen[True] & seen[False]
 
 
 def test_a_neighbour_that_is_a_fact_of_its_own_is_about_that_fact() -> None:
