@@ -56,13 +56,16 @@ class SentenceEncoder(nn.Module):
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return the unit vectors (B, D) on the CPU. Each text is embedded alone: no bit depends on its neighbours."""
+        vectors: dict[str, Tensor] = {}  # of this call, however many it asks for
         with torch.inference_mode(mode=False), torch.no_grad():
             for text in dict.fromkeys(texts):
-                if text not in self._known:
+                known = self._known.get(text)
+                vectors[text] = self([text])[0].float().cpu() if known is None else known
+                if known is None:
                     if len(self._known) >= KEPT:
                         self._known.pop(next(iter(self._known)))
-                    self._known[text] = self([text])[0].float().cpu()
-            return torch.stack([self._known[text] for text in texts]) if texts else torch.empty(0, self.width)
+                    self._known[text] = vectors[text]
+            return torch.stack([vectors[text] for text in texts]) if texts else torch.empty(0, self.width)
 
     def forget(self) -> None:
         """Drop what is remembered: the weights have changed."""

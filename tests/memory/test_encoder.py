@@ -46,6 +46,14 @@ def test_vectors_have_length_one_and_do_not_depend_on_neighbours(folder: Path, t
     assert encoder_key(encoder) == encoder_key(again)
 
 
+def test_more_texts_than_are_remembered_are_embedded_in_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load_encoder(HASHED, Cache(tmp_path)).encode(TEXTS)
+    monkeypatch.setattr(module, "KEPT", 2)
+    encoder = load_encoder(HASHED, Cache(tmp_path))
+    encoder.encode(TEXTS[1:])
+    assert torch.equal(encoder.encode(TEXTS), expected)
+
+
 def test_a_pretrained_vector_is_the_mean_over_tokens(folder: Path, tmp_path: Path) -> None:
     encoder = load_encoder(str(folder), Cache(tmp_path))
     bert, tokenizer = BertModel.from_pretrained(folder).eval(), BertTokenizerFast.from_pretrained(folder)

@@ -16,6 +16,7 @@ from editeval.build import build
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod
+from editeval.memory import scope
 from editeval.memory.encoder import HashedEncoder
 from editeval.memory.scope import ScopeLearner, _asked
 from editeval.methods.serac import SERAC, CounterfactualAdapter
@@ -130,6 +131,17 @@ def test_the_classifier_learns_to_leave_neighbours_alone() -> None:
     end = learner.validate(rows, 30)
     assert end.loss < start.loss / 2
     assert min(end.shares["precision"], end.shares["recall"]) > 0.9
+
+
+def test_the_nearest_row_is_found_however_many_are_compared_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = HashedEncoder()
+    rows = [EditRequest(request_id=str(n), prompt="{} is in", subject=f"Land{n * 7919}", target_new="Rome") for n in range(7)]
+    vectors = encoder.encode([row.full_prompt for row in rows])
+    others = [max((float(one @ other), n) for n, other in enumerate(vectors) if n != number)[1] for number, one in enumerate(vectors)]
+    for at_once in (1024, 3):
+        monkeypatch.setattr(scope, "ROWS_AT_ONCE", at_once)
+        nearest = scope._nearest_rows(encoder, rows)
+        assert [nearest[row.full_prompt].request_id for row in rows] == [rows[number].request_id for number in others]
 
 
 def test_rows_held_back_are_asked_and_never_learned_from(
