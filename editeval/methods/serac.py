@@ -20,7 +20,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -45,9 +45,12 @@ from editeval.memory.footprint import (
 )
 from editeval.models.load import PretrainedModel, frozen
 from editeval.models.model import LanguageModel
-from editeval.training.archive import read_archive, write_archive
+from editeval.training.archive import check_rows, read_archive, rows_learned, write_archive
 from editeval.training.settings import LearningSettings, LearnsBeforehand
 from editeval.types import ConfigError, EditevalError, EditRequest, Footprint, ModelDescription, Progress, Workload, content_key
+
+if TYPE_CHECKING:
+    from editeval.memory.training import Validation
 
 VERSIONS = {"scope": 3, "counterfactual": 2}
 """Of the parts; raised when the same rows and settings train another part than before. Scope 3: hard ones are learned rows alone."""
@@ -89,7 +92,7 @@ class SERAC(LearnsBeforehand):
         """Check encoder, archive and training rows.
 
         Raises:
-            ConfigError: there is no such encoder or archive.
+            ConfigError: there is no such encoder or archive, or the archive learned from other rows, or from what is edited.
             DatasetError: the training set cannot be read, or shares every subject with what is edited.
         """
         encoder_identity(self.encoder)
@@ -101,6 +104,7 @@ class SERAC(LearnsBeforehand):
                 raise ConfigError(
                     f"method.archive={self.archive} has no {part}.safetensors; give a folder with both parts, or null to train"
                 )
+            check_rows(self._part_of_archive(part), self.training, kind=KIND)
 
     def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
         """Predict memory, disk and operations from shapes; a counterfactual model that is named counts like the published ones."""
@@ -201,9 +205,8 @@ class SERAC(LearnsBeforehand):
         learner = ScopeLearner(encoder, learned, threshold=self.similarity).to(device)
         partial = path.with_suffix(".partial.safetensors")
         curve = train(learner, learned, held_back, settings, partial=partial, device=device, what="scope classifier", progress=progress)
-        best = min(curve, key=lambda validation: validation.loss)
-        about = {**belongs, "similarity": learner.similarity, "text": f"best at step {best.step}: {best.text()}"}
-        write_archive(path, dict(encoder.state_dict()), {**about, "rows": len(rows), "curve": [asdict(each) for each in curve]}, kind=KIND)
+        about = {**belongs, "similarity": learner.similarity, **self._reached(curve)}
+        write_archive(path, dict(encoder.state_dict()), about, kind=KIND)
         partial.unlink(missing_ok=True)
 
     def _reader(self, lm: LanguageModel, cache: Cache, progress: Progress) -> LanguageModel:
@@ -235,10 +238,14 @@ class SERAC(LearnsBeforehand):
         learned, held_back = divided(rows, held_back=settings.held_back, seed=settings.seed)
         learner = ReaderLearner(reader)
         curve = train(learner, learned, held_back, settings, partial=partial, device=device, what="counterfactual model", progress=progress)
-        best = min(curve, key=lambda validation: validation.loss)
-        about = {**belongs, "text": f"best at step {best.step}: {best.text()}", "rows": len(rows)}
-        write_archive(path, dict(reader.module.named_parameters()), {**about, "curve": [asdict(each) for each in curve]}, kind=KIND)
+        write_archive(path, dict(reader.module.named_parameters()), {**belongs, **self._reached(curve)}, kind=KIND)
         partial.unlink(missing_ok=True)
+
+    def _reached(self, curve: Sequence[Validation]) -> Mapping[str, Any]:
+        """Return what the file of a part says of its training: its best validation, all of them, its rows."""
+        best = min(curve, key=lambda validation: validation.loss)
+        text = f"best at step {best.step}: {best.text()}"
+        return {"text": text, "curve": [asdict(each) for each in curve], **rows_learned(self.training)}
 
     def _small(self, cache_dir: Path, *, device: str = "cpu") -> PretrainedModel:
         """Return the source of the counterfactual model, where one is named."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 
 from editeval.build import build
+from editeval.datasets.training import TrainingSet
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod
@@ -22,6 +24,7 @@ from editeval.memory.scope import ScopeLearner, _asked
 from editeval.methods.serac import SERAC, CounterfactualAdapter
 from editeval.models.tiny import TinyModel
 from editeval.types import ConfigError, EditRequest, Probe, SilentProgress
+from tests.datasets.examples import Given
 from tests.methods.reading import FACTS, gains, reading_model
 
 Item = TypeVar("Item")
@@ -170,7 +173,9 @@ def test_a_neighbour_that_is_a_fact_of_its_own_is_about_that_fact() -> None:
     assert _asked([one]).about == ["Rome is in", None]
 
 
-def test_parts_of_another_model_or_encoder_are_refused(compose_config: Callable[..., DictConfig], trained: Cache, tmp_path: Path) -> None:
+def test_parts_of_another_model_encoder_or_training_set_are_refused(
+    compose_config: Callable[..., DictConfig], trained: Cache, tmp_path: Path
+) -> None:
     model = EditedModel(reading_model(trained.root))
     method(compose_config).prepare(model, trained, SilentProgress())
     for part in ("scope", "counterfactual"):
@@ -182,6 +187,12 @@ def test_parts_of_another_model_or_encoder_are_refused(compose_config: Callable[
     assert isinstance(again.adapter, CounterfactualAdapter)
     assert isinstance(model.adapter, CounterfactualAdapter)
     assert again.adapter.reader.score([OTHER], [" so"]) == model.adapter.reader.score([OTHER], [" so"])
+
+    with pytest.raises(ConfigError, match=r"scope\.safetensors learned from other rows .*training=elsewhere"):
+        replace(given, training=TrainingSet(name="own", of=Given(*FACTS))).check(model.lm.description)
+    method(compose_config, f"method.archive={tmp_path}", "training=elsewhere").check(model.lm.description)
+    with pytest.raises(ConfigError, match="subjects of what is edited, such as"):
+        method(compose_config, f"method.archive={tmp_path}", "training=elsewhere", "dataset.part=train").check(model.lm.description)
 
     def other(**changed: Any) -> EditedModel:
         return EditedModel(TinyModel(name="t", cache_dir=trained.root, device="cpu", **changed).load())
