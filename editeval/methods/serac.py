@@ -32,7 +32,7 @@ from editeval.inference.adapters import Route
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
 from editeval.memory.demonstrations import question, statement_that_fits
-from editeval.memory.encoder import SentenceEncoder, encoder_identity, encoder_settings_in, fetch_encoder, load_encoder
+from editeval.memory.encoder import SentenceEncoder, check_encoder, encoder_identity, encoder_settings_in, fetch_encoder, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
 from editeval.memory.footprint import (
     encoder_disk,
@@ -86,7 +86,8 @@ class SERAC(LearnsBeforehand):
         """Return everything that edits and answers depend on beside model and requests."""
         if self.archive is not None:
             return {"archive": [file_sha256(self._part_of_archive(part)) for part in PARTS], "encoder": encoder_identity(self.encoder)}
-        return self._learning(VERSIONS)
+        small = None if self.counterfactual is None else self._small(Path()).files_identity()
+        return self._learning(VERSIONS, counterfactual=small)
 
     def check(self, model: ModelDescription) -> None:
         """Check encoder, archive and training rows.
@@ -95,7 +96,7 @@ class SERAC(LearnsBeforehand):
             ConfigError: there is no such encoder or archive, or the archive learned from other rows, or from what is edited.
             DatasetError: the training set cannot be read, or shares every subject with what is edited.
         """
-        encoder_identity(self.encoder)
+        check_encoder(self.encoder)
         if self.archive is None:
             self.training.check()
             return
@@ -158,11 +159,11 @@ class SERAC(LearnsBeforehand):
     def _learning_settings(self) -> LearningSettings:
         return self.learning_as(LearningSettings)
 
-    def _learning(self, version: object) -> Mapping[str, Any]:
+    def _learning(self, version: object, *, counterfactual: str | None) -> Mapping[str, Any]:
         return {
             "version": version,
             "encoder": encoder_identity(self.encoder),
-            "counterfactual": self.counterfactual,
+            "counterfactual": counterfactual,
             "similarity": self.similarity,
             "scope_learning_rate": self.scope_learning_rate,
             "training": self.training.content_hash(),
@@ -175,7 +176,8 @@ class SERAC(LearnsBeforehand):
     def _path(self, part: str, belongs: Mapping[str, Any], cache: Cache) -> Path:
         if self.archive is not None:
             return self._part_of_archive(part)
-        return cache.path(f"serac-{part}", content_key({**belongs, **self._learning(VERSIONS[part])}), ".safetensors")
+        learning = self._learning(VERSIONS[part], counterfactual=belongs.get("counterfactual"))  # which the classifier does not depend on
+        return cache.path(f"serac-{part}", content_key({**belongs, **learning}), ".safetensors")
 
     def _scope(self, lm: LanguageModel, cache: Cache, progress: Progress) -> tuple[SentenceEncoder, float]:
         """Return the trained encoder, on the model's device, and the cosine from which on a request is about a fact."""
@@ -211,9 +213,9 @@ class SERAC(LearnsBeforehand):
 
     def _reader(self, lm: LanguageModel, cache: Cache, progress: Progress) -> LanguageModel:
         """Return the trained counterfactual model."""
-        belongs = {"model": lm.fingerprint, "counterfactual": self.counterfactual}
-        path = self._path("counterfactual", belongs, cache)
         reader = self._untrained(lm, cache)
+        belongs = {"model": lm.fingerprint, "counterfactual": None if self.counterfactual is None else reader.fingerprint}
+        path = self._path("counterfactual", belongs, cache)
         if not path.exists():
             self._train_reader(reader, path, belongs, progress)
         tensors, about = read_archive(path, belongs, kind=KIND)
@@ -253,13 +255,13 @@ class SERAC(LearnsBeforehand):
         return PretrainedModel(name=Path(name_or_path).name, name_or_path=name_or_path, cache_dir=cache_dir, device=device)
 
     def _untrained(self, lm: LanguageModel, cache: Cache) -> LanguageModel:
-        """Return the counterfactual model before training, in float32.
+        """Return the counterfactual model before training, in float32; its packed copies stand beside the edited model's.
 
         Raises:
             ConfigError: it cannot be had, or has another tokenizer.
         """
         if self.counterfactual is None:
-            return replace(lm, module=cast_to(copy.deepcopy(lm.module), torch.float32))
+            return replace(lm, module=cast_to(copy.deepcopy(lm.module), torch.float32), packed=lm.packed.another())
         device = str(lm.input_device)
         small = self._small(cache.root, device=device).load()
         if small.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
@@ -267,7 +269,7 @@ class SERAC(LearnsBeforehand):
                 f"method.counterfactual={self.counterfactual} has another vocabulary ({len(small.tokenizer)} tokens) than "
                 f"{lm.description.name} ({len(lm.tokenizer)}), so their scores could not be compared; choose a model of the same family"
             )
-        return small
+        return replace(small, packed=lm.packed.another())
 
 
 def cast_to(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

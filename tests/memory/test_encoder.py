@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,14 @@ def test_a_pretrained_vector_is_the_mean_over_tokens(folder: Path, tmp_path: Pat
 def test_hashed_texts_that_share_words_are_near(tmp_path: Path) -> None:
     first, second, other = load_encoder(HASHED, Cache(tmp_path)).encode([TEXTS[0], "The capital city of France is", "1 + 1 ="])
     assert first @ second > 0.8 > 0.3 > first @ other
+
+
+def test_an_encoder_is_known_by_its_files_wherever_they_lie(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "snapshot_download", lambda *_, **__: str(folder))
+    assert encoder_identity("somebody/encoder") == encoder_identity(str(folder))
+    changed = Path(shutil.copytree(folder, tmp_path / "changed"))
+    (changed / module.WEIGHTS).write_bytes(b"others")
+    assert encoder_identity(str(changed)) != encoder_identity(str(folder))
 
 
 def test_an_encoder_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -22,10 +22,12 @@ from editeval.memory import scope
 from editeval.memory.encoder import HashedEncoder
 from editeval.memory.scope import ScopeLearner, _asked
 from editeval.methods.serac import SERAC, CounterfactualAdapter
+from editeval.models import packed
+from editeval.models.packed import PackedWeights
 from editeval.models.tiny import TinyModel
 from editeval.types import ConfigError, EditRequest, Probe, SilentProgress
 from tests.datasets.examples import Given
-from tests.methods.reading import FACTS, gains, reading_model
+from tests.methods.reading import ATTENTION, FACTS, gains, reading_model
 
 Item = TypeVar("Item")
 OTHER = "Yes, the weather is fine and"
@@ -51,13 +53,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Cache:
     return Cache(tmp_path_factory.mktemp("trained"))
 
 
+@pytest.mark.parametrize("architecture", ATTENTION)
 def test_a_model_that_reads_answers_as_the_facts_say_and_what_is_about_none_is_left(
-    compose_config: Callable[..., DictConfig], trained: Cache
+    compose_config: Callable[..., DictConfig], trained: Cache, tmp_path: Path, architecture: str
 ) -> None:
-    model = EditedModel(reading_model(trained.root))
-    before = model.score([OTHER], [" so"])
-    assert min(gains(model, method(compose_config), trained)) > 0.25
-    assert model.score([OTHER], [" so"]) == before
+    cache = trained if architecture == "gpt2" else Cache(tmp_path)  # which other tests read
+    model = EditedModel(reading_model(trained.root, architecture))
+    assert min(gains(model, method(compose_config), cache)) > 0.25
+    assert model.score([OTHER], [" so"]) == EditedModel(model.lm).score([OTHER], [" so"])
     assert isinstance(model.adapter, CounterfactualAdapter)
     routes = model.adapter.routes([FACTS[0].full_prompt, OTHER])
     assert routes[0] is not None
@@ -217,6 +220,63 @@ def test_a_counterfactual_model_of_another_vocabulary_is_refused(
         method(compose_config, f"method.counterfactual={tmp_path}")._untrained(reading_model(trained.root), trained)
     small = method(compose_config, f"method.counterfactual={tmp_path}")._untrained(other, trained)
     assert small.module is not other.module
+
+
+def test_a_counterfactual_model_is_known_by_its_content_wherever_it_lies(
+    compose_config: Callable[..., DictConfig], trained: Cache, tmp_path: Path
+) -> None:
+    def saved(folder: Path, seed: int) -> Path:
+        small = TinyModel(name="small", architecture="gpt2", seed=seed, num_layers=1, cache_dir=trained.root, device="cpu").load()
+        small.module.save_pretrained(folder)
+        small.tokenizer.save_pretrained(folder)
+        return folder
+
+    quick = method(compose_config, "method.max_steps=1", "method.rows_per_step=1", "method.held_back=0.3")
+    quick, lm = replace(quick, training=TrainingSet(name="own", of=Given(*FACTS))), reading_model(trained.root)
+
+    def is_trained(folder: Path) -> bool:
+        said = Said()
+        reader = replace(quick, counterfactual=str(folder))._reader(lm, Cache(tmp_path / "cache"), said)
+        assert reader.packed is not lm.packed
+        return any(line.startswith("training") for line in said.lines)
+
+    def settings(folder: Path) -> object:
+        return replace(quick, counterfactual=str(folder)).settings()
+
+    one = saved(tmp_path / "one", seed=0)
+    same = Path(shutil.copytree(one, tmp_path / "same"))
+    assert settings(one) == settings(same)
+    before = settings(one)
+    assert [is_trained(one), is_trained(same)] == [True, False]
+    saved(one, seed=1)
+    assert settings(one) != before
+    assert is_trained(one)
+
+
+def test_edited_and_counterfactual_model_keep_packed_copies_beside_each_other(
+    compose_config: Callable[..., DictConfig], trained: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this build of torch has no oneDNN")
+    packs, pack = [0], packed._pack
+
+    def counted(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        packs[0] += 1
+        return pack(weight)
+
+    lm = replace(reading_model(trained.root), packed=PackedWeights(most_bytes=2**30, fewest_elements=1))
+    model = EditedModel(lm)
+    editor = method(compose_config).prepare(model, trained, SilentProgress())
+    model.apply(editor.edit([FACTS[0]], seed=0))
+    assert isinstance(model.adapter, CounterfactualAdapter)
+    monkeypatch.setattr(packed, "_pack", counted)
+    for other in ("One", "Two"):  # asked for the first time, so that both models compute
+        model.score([f"{other} {FACTS[0].full_prompt}", f"{other}, {OTHER}"], [" so"] * 2)
+        if other == "One":
+            assert packs[0] > 0
+            packs[0] = 0
+    assert packs[0] == 0
+    assert len(lm.packed) == len(model.adapter.reader.lm.packed) > 0
 
 
 @pytest.mark.parametrize("wrong", ["method.similarity=1", "method.held_back=0", "method.max_steps=0", "method.scope_learning_rate=0"])
