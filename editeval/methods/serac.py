@@ -56,6 +56,7 @@ VERSIONS = {"scope": 3, "counterfactual": 2}
 """Of the parts; raised when the same rows and settings train another part than before. Scope 3: hard ones are learned rows alone."""
 
 PARTS = tuple(VERSIONS)
+LARGEST_COPY = 1e9  # parameters; training takes 16 bytes of each beside the edited model
 KIND = "serac"  # of the files of these parts
 
 
@@ -93,11 +94,13 @@ class SERAC(LearnsBeforehand):
         """Check encoder, archive and training rows.
 
         Raises:
-            ConfigError: there is no such encoder or archive, or the archive learned from other rows, or from what is edited.
+            ConfigError: there is no such encoder or archive, the archive learned from other rows or from what is edited, or the
+                counterfactual model would be a copy of a large one.
             DatasetError: the training set cannot be read, or shares every subject with what is edited.
         """
         check_encoder(self.encoder)
         if self.archive is None:
+            self._check_copy(model)
             self.training.check()
             return
         for part in PARTS:
@@ -169,6 +172,15 @@ class SERAC(LearnsBeforehand):
             "training": self.training.content_hash(),
             **asdict(self._learning_settings),
         }
+
+    def _check_copy(self, model: ModelDescription) -> None:
+        size = parameters_of(reader_shape(self.counterfactual, model))
+        if self.counterfactual is None and size > LARGEST_COPY:
+            raise ConfigError(
+                f"method.counterfactual=null would train a copy of {model.name}, which has {size / 1e9:.1f} billion parameters (at most "
+                f"{LARGEST_COPY / 1e9:.0f}); set it to a small model with the same tokenizer, as published gpt2 for GPT-2 XL and "
+                "JackFram/llama-160m for Llama 2"
+            )
 
     def _part_of_archive(self, part: str) -> Path:
         return Path(self.archive or "").expanduser() / f"{part}.safetensors"

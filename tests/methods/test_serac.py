@@ -25,7 +25,7 @@ from editeval.methods.serac import SERAC, CounterfactualAdapter
 from editeval.models import packed
 from editeval.models.packed import PackedWeights
 from editeval.models.tiny import TinyModel
-from editeval.types import ConfigError, EditRequest, Probe, SilentProgress
+from editeval.types import ConfigError, EditRequest, ModelDescription, Probe, SilentProgress
 from tests.datasets.examples import Given
 from tests.methods.reading import ATTENTION, FACTS, gains, reading_model
 
@@ -277,6 +277,16 @@ def test_edited_and_counterfactual_model_keep_packed_copies_beside_each_other(
             packs[0] = 0
     assert packs[0] == 0
     assert len(lm.packed) == len(model.adapter.reader.lm.packed) > 0
+
+
+def test_a_large_model_is_not_copied(compose_config: Callable[..., DictConfig]) -> None:
+    large = ModelDescription(
+        name="large", model_type="gpt2", num_layers=48, hidden_size=1600, intermediate_size=6400, vocab_size=50257, max_positions=1024
+    )
+    with pytest.raises(ConfigError, match=r"copy of large, which has 1\.6 billion parameters \(at most 1\); set it to a small model"):
+        method(compose_config).check(large)
+    method(compose_config).check(replace(large, num_layers=12))
+    method(compose_config, "method.counterfactual=gpt2").check(large)
 
 
 @pytest.mark.parametrize("wrong", ["method.similarity=1", "method.held_back=0", "method.max_steps=0", "method.scope_learning_rate=0"])
