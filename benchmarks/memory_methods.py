@@ -2,6 +2,7 @@
 
     python benchmarks/memory_methods.py --data DIR
     python benchmarks/memory_methods.py --data DIR --methods ike --edits 100 method.facts=2
+    python benchmarks/memory_methods.py --data DIR --skip 100   # other rows than those on which a setting was chosen
 
 CounterFact rows are edited one after another, nothing restored. Then: do the *first* facts still answer, what becomes of their
 paraphrases and neighbours; are the scores of unrelated prompts, bit by bit, those of the model before any edit; what did an edit and a
@@ -28,7 +29,7 @@ from editeval.benchmarks.edit_quality import EditQuality
 from editeval.datasets.counterfact import CounterFact
 from editeval.datasets.selection import order
 from editeval.edits.encoding import encode
-from editeval.experiment import Experiment, assemble
+from editeval.experiment import Experiment, assemble, load_for
 from editeval.files import read_jsonl
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Editor, EvaluationContext
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=["ike", "serac"])
     parser.add_argument("--edits", type=int, default=100)
+    parser.add_argument("--skip", type=int, default=0, help="rows of the data set's order that are left out before the first one")
     parser.add_argument("--data", type=Path, required=True, help="a folder with counterfact/rome and counterfact/easyedit")
     parser.add_argument("--router", type=int, default=300, help="rows that the router is measured on")
     parser.add_argument("overrides", nargs="*", help="further settings, as on the command line of launch.py")
@@ -61,10 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for method in options.methods:
         experiment = assembled(method, options.data, options.overrides)
         started = time.perf_counter()
-        model = EditedModel(experiment.source.load(), batch_tokens=experiment.batch_tokens)
+        model = load_for(experiment.source, batch_tokens=experiment.batch_tokens, packed_bytes=experiment.packed_bytes)
         editor = experiment.method.prepare(model, experiment.cache, Told())
-        row: dict[str, Any] = {"method": method, "edits": options.edits, "seconds_to_prepare": round(time.perf_counter() - started, 1)}
-        row |= after_edits(experiment, model, editor, options.edits)
+        row: dict[str, Any] = {"method": method, "edits": options.edits, "skipped": options.skip}
+        row["seconds_to_prepare"] = round(time.perf_counter() - started, 1)
+        row |= after_edits(experiment, model, editor, skip=options.skip, count=options.edits)
         row["router"] = router(model, editor, held_back(options.data, options.router))
         print(json.dumps(row, indent=2), flush=True)
         rows.append(row)
@@ -79,11 +82,14 @@ def assembled(method: str, data: Path, overrides: Sequence[str]) -> Experiment:
         return assemble(compose("config", overrides=[*settings, "logger=[]", "benchmark=[edit-quality]", *overrides]))
 
 
-def after_edits(experiment: Experiment, model: EditedModel, editor: Editor, count: int) -> Mapping[str, Any]:
-    """Edit, ask about the first facts, and compare unrelated prompts with the model before."""
+def after_edits(experiment: Experiment, model: EditedModel, editor: Editor, *, skip: int, count: int) -> Mapping[str, Any]:
+    """Edit, ask about the first facts, and compare unrelated prompts with a model without memory, which shares no answers with this one."""
     prompts, answers = unrelated()
-    before = model.score(prompts, answers)
-    requests = order(experiment.dataset.load(), seed=experiment.seed)[:count]
+    requests = order(experiment.dataset.load(), seed=experiment.seed)[skip : skip + count]
+    if len(requests) < count:
+        raise SystemExit(f"{skip} rows skipped leave {len(requests)} to edit, not {count}; lower --skip or --edits")
+    bare = EditedModel(model.lm, batch_tokens=experiment.batch_tokens)
+    before = bare.score(prompts, answers)
     started, num_bytes = time.perf_counter(), 0
     for request in requests:
         edit = editor.edit([request], seed=seed_for("benchmark", request.request_id))
@@ -105,23 +111,28 @@ def after_edits(experiment: Experiment, model: EditedModel, editor: Editor, coun
         "unrelated_prompts": len(prompts),
         "unrelated_out_of_scope": len(left),
         "unrelated_bit_identical": sum(before[number] == after[number] for number in left),
-        "seconds_per_request": seconds_per_request(model, requests[:FIRST], prompts),
+        "seconds_per_request": seconds_per_request(model, bare, requests[:FIRST], prompts),
     }
 
 
-def seconds_per_request(model: EditedModel, edited: Sequence[EditRequest], others: Sequence[str]) -> Mapping[str, float]:
-    """Return what scoring one request costs that is about a fact, one that is not, and such a one without the memory."""
+def seconds_per_request(model: EditedModel, bare: EditedModel, edited: Sequence[EditRequest], others: Sequence[str]) -> Mapping[str, float]:
+    """Return what scoring one request costs that is about a fact, one that is not, and such a one without the memory.
 
-    def measured(prompts: Sequence[str]) -> float:
+    None of these calls was made before: what comes again is remembered.
+    """
+
+    def measured(asked: EditedModel, prompts: Sequence[str]) -> float:
         memory(model).encoder.forget()
         started = time.perf_counter()
         for prompt in prompts:
-            model.score([prompt], [" Rome"])
+            asked.score([prompt], [" Rome"])
         return round((time.perf_counter() - started) / len(prompts), 4)
 
-    costs = {"in_scope": measured([request.full_prompt for request in edited]), "out_of_scope": measured(others[:FIRST])}
-    with model.unedited():
-        return {**costs, "without_memory": measured(others[:FIRST])}
+    return {
+        "in_scope": measured(model, [request.full_prompt for request in edited]),
+        "out_of_scope": measured(model, others[:FIRST]),
+        "without_memory": measured(bare, others[:FIRST]),
+    }
 
 
 def router(model: EditedModel, editor: Editor, rows: Sequence[EditRequest]) -> Mapping[str, Any]:

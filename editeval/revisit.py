@@ -179,6 +179,7 @@ def export(run_dir: Path | str, to: Path | str, *, num_edits: int | None = None)
         "weights_digest": model.weights_digest(),
         "run": str(run_dir),
         "dtype": str(model.lm.module.dtype).removeprefix("torch."),
+        "engine": manifest["config"]["engine"],
         "method": manifest["config"]["method"],
         "cache": manifest["config"]["paths"]["cache"],
     }
@@ -200,7 +201,8 @@ def load_exported(folder: Path | str, *, cache: Path | str | None = None) -> Edi
     provenance = json.loads(path.read_text())
     shared = Cache(Path(cache if cache is not None else provenance["cache"]))
     source = PretrainedModel(name=Path(folder).name, name_or_path=str(folder), cache_dir=shared.root, dtype=provenance["dtype"])
-    model = EditedModel(source.load())
+    engine = provenance.get("engine", {"batch_tokens": 4096})  # the first exports did not say
+    model = load_for(source, batch_tokens=int(engine["batch_tokens"]), packed_bytes=allowed_bytes(engine.get("packed_gib")))
     if (Path(folder) / "adapter.json").is_file():
         attach(build(OmegaConf.create(provenance["method"]), "method", EditMethod), model, shared, SilentProgress())
         deltas = load_deltas(Path(folder) / "adapter")

@@ -41,7 +41,7 @@ class KillAt(Callback):
 @pytest.fixture
 def configured(compose_config: Callable[..., DictConfig]) -> Configured:
     def compose(method: str, runs: Path) -> DictConfig:
-        fixed = ("debug=tiny", "model=tiny-gpt2", "num_edits=[1,3]", "callback=silent", "logger=[]")
+        fixed = ("debug=tiny", "model=tiny-gpt2", "num_edits=[1,3]", "callback=silent", "logger=[]", "engine.packed_gib=0.5")
         measured = ("benchmark=[edit-quality]", "benchmark.edit-quality.max_new_tokens=3")
         return compose_config(*fixed, *measured, f"method={method}", f"paths.runs={runs}")
 
@@ -69,6 +69,7 @@ def test_a_killed_run_replays_its_adapter_and_ends_like_an_unbroken_one(configur
 
     folder = export(resumed.run_dir, tmp_path / "exported")
     again = load_exported(folder)
+    assert again.lm.packed._most_bytes == model.lm.packed._most_bytes == 2**29
     assert again.generate(PROMPTS, max_new_tokens=5) == model.generate(PROMPTS, max_new_tokens=5)
     assert again.score(PROMPTS, [" Rome"] * 3) == model.score(PROMPTS, [" Rome"] * 3)
 

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import DictConfig
 
 from editeval.build import build
-from editeval.experiment import assemble, run
+from editeval.experiment import assemble, prepare, run
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod
 from editeval.sweep.doctor import diagnose
@@ -47,6 +47,19 @@ def test_a_fact_whose_prompt_is_longer_than_the_model_is_named(compose_config: C
         ConfigError, match=r"^dataset counterfact: a prompt of counterfact/4 has \d{4} tokens, .* 1024 positions of tiny-gpt2"
     ):
         run(compose_config(*TINY, *facts))
+
+
+@pytest.mark.parametrize("method", ["mend", "serac"])
+def test_prepare_only_trains_once_what_a_method_learns_and_makes_no_run(compose_config: Compose, tmp_path: Path, method: str) -> None:
+    quick = ("method.max_steps=2", "method.validate_every=2", "callback=silent", f"method={method}", "prepare_only=true")
+    folders = (f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}")
+    config = compose_config("debug=tiny", "model=tiny-gpt2", *quick, *folders)
+    prepare(config)
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob(f"{method}*/*")}
+    assert len(written) == {"mend": 1, "serac": 2}[method]
+    prepare(config)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob(f"{method}*/*")} == written
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_benchmark_that_the_model_cannot_read_is_refused_before_the_model_is_asked_what_it_knows(

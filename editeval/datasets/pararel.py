@@ -2,6 +2,9 @@
 
 A pattern such as "[X] works in the field of [Y]." becomes the prompt "{} works in the field of"; patterns whose object is not at
 their end cannot be completed and are left out.
+
+The patterns are in data/pattern_data/graphs_json of https://github.com/yanaiela/pararel (MIT), a file a relation. No copy on the Hugging
+Face hub is known, so they are read from a file of one's own alone, which holds all rows with their `relation`; prefetch brings none.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from editeval.datasets.text import normalize_answer
-from editeval.types import DatasetError, EditRequest, content_key
+from editeval.types import ConfigError, DatasetError, EditRequest, content_key
 
 logger = logging.getLogger(__name__)
 
@@ -51,12 +51,14 @@ class FetchedRows(Protocol):
 class TrainingSet:
     """The rows of `of` whose subject no row of `without` (the data set that is edited; None: nothing is) has.
 
+    Without `of` there are no rows here: enough for a method whose parts were trained elsewhere.
+
     It is an `interfaces.EditDataset` itself. Subjects are compared without regard to case, Unicode form and white space. Neighbourhood
     prompts are kept as they are: they ask for what the unedited model says.
     """
 
     name: str
-    of: Rows
+    of: Rows | None
     without: Rows | None = None
     known_only: bool = False
 
@@ -65,9 +67,10 @@ class TrainingSet:
 
         Raises:
             DatasetError: as `load`.
-            ConfigError: a setting of one of the two is wrong.
+            ConfigError: as `load`, or a setting of one of the two is wrong.
         """
-        self.of.check()
+        if self.of is not None:
+            self.of.check()
         self.load()
 
     def load(self) -> tuple[EditRequest, ...]:
@@ -75,8 +78,17 @@ class TrainingSet:
 
         Raises:
             DatasetError: a file or row of either set is wrong, or nothing is left.
+            ConfigError: there are no rows here.
         """
         return self._left
+
+    def edited_subjects(self) -> frozenset[str]:
+        """Return the subjects of `without` as they are compared (see `normalize_answer`).
+
+        Raises:
+            DatasetError: a file or row of it is wrong.
+        """
+        return frozenset() if self.without is None else frozenset(normalize_answer(request.subject) for request in self.without.load())
 
     def fetch(self, folder: Path) -> tuple[Path, ...]:
         """Copy the rows of `of`, where they come from the hub, to where `data=folder` finds them; return the file.
@@ -92,10 +104,13 @@ class TrainingSet:
 
     @cached_property
     def _left(self) -> tuple[EditRequest, ...]:
+        if self.of is None:
+            raise ConfigError(
+                f"training={self.name} has no rows to learn from; choose another, such as training=counterfact, or for MEND, RLEdit and "
+                "SERAC give what was trained elsewhere as method.archive"
+            )
         rows = self.of.load()
-        edited = (
-            frozenset(normalize_answer(request.subject) for request in self.without.load()) if self.without is not None else frozenset()
-        )
+        edited = self.edited_subjects()
         left = tuple(request for request in rows if normalize_answer(request.subject) not in edited)
         dropped = len(rows) - len(left)
         edited_set = self.without.name if self.without is not None else "none"

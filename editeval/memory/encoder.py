@@ -56,13 +56,16 @@ class SentenceEncoder(nn.Module):
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return the unit vectors (B, D) on the CPU. Each text is embedded alone: no bit depends on its neighbours."""
+        vectors: dict[str, Tensor] = {}  # of this call, however many it asks for
         with torch.inference_mode(mode=False), torch.no_grad():
             for text in dict.fromkeys(texts):
-                if text not in self._known:
+                known = self._known.get(text)
+                vectors[text] = self([text])[0].float().cpu() if known is None else known
+                if known is None:
                     if len(self._known) >= KEPT:
                         self._known.pop(next(iter(self._known)))
-                    self._known[text] = self([text])[0].float().cpu()
-            return torch.stack([self._known[text] for text in texts]) if texts else torch.empty(0, self.width)
+                    self._known[text] = vectors[text]
+            return torch.stack([vectors[text] for text in texts]) if texts else torch.empty(0, self.width)
 
     def forget(self) -> None:
         """Drop what is remembered: the weights have changed."""
@@ -134,24 +137,32 @@ def load_encoder(setting: str, cache: Cache) -> SentenceEncoder:
     return encoder.eval().requires_grad_(False)
 
 
-def encoder_identity(setting: str) -> str:
-    """Return what tells an encoder from others: a hash of its files where they are at hand, else its name.
+def check_encoder(setting: str) -> None:
+    """See that a setting may name an encoder; nothing is fetched.
 
     Raises:
         ConfigError: an unknown built-in one, or a path where nothing is.
     """
-    if setting.startswith(SCHEME):
-        if setting != MINILM:
-            raise ConfigError(f"method.encoder={setting}: no such built-in encoder; there is {MINILM}")
-        return _WEIGHTS_SHA256
+    if setting.startswith(SCHEME) and setting != MINILM:
+        raise ConfigError(f"method.encoder={setting}: no such built-in encoder; there is {MINILM}")
     path = Path(setting).expanduser()
-    if path.is_dir():
-        if (path / WEIGHTS).exists() and file_sha256(path / WEIGHTS) == _WEIGHTS_SHA256:
-            return _WEIGHTS_SHA256  # a copy of the built-in one: what was trained from either serves both
-        return content_key([file_sha256(path / name) for name in FILES if (path / name).exists()])
-    if path.is_absolute() or setting.startswith((".", "~")):
+    if not path.is_dir() and (path.is_absolute() or setting.startswith((".", "~"))):
         raise ConfigError(f"method.encoder={setting}: no such folder; give an existing one, {MINILM}, or a Hugging Face id")
-    return setting
+
+
+def encoder_identity(setting: str) -> str:
+    """Return what tells an encoder from others, wherever it lies: a hash of its files. One of the hub is fetched where it is not at hand.
+
+    Raises:
+        ConfigError: it cannot be had.
+    """
+    check_encoder(setting)
+    if setting in (HASHED, MINILM):
+        return setting if setting == HASHED else _WEIGHTS_SHA256
+    folder = _given_folder(setting)
+    if (folder / WEIGHTS).exists() and file_sha256(folder / WEIGHTS) == _WEIGHTS_SHA256:
+        return _WEIGHTS_SHA256  # a copy of the built-in one: what was trained from either serves both
+    return content_key([file_sha256(folder / name) for name in FILES if (folder / name).exists()])
 
 
 def fetch_encoder(setting: str, folder: Path) -> tuple[Path, ...]:
@@ -163,7 +174,7 @@ def fetch_encoder(setting: str, folder: Path) -> tuple[Path, ...]:
     if setting == HASHED:
         return ()
     target = encoder_found_in(setting, folder)
-    encoder_identity(setting)
+    check_encoder(setting)
     if setting == MINILM:
         target.mkdir(parents=True, exist_ok=True)
         _fetch_minilm(target)
@@ -193,9 +204,14 @@ def encoder_key(encoder: SentenceEncoder) -> str:
 
 def _folder(setting: str, cache: Cache) -> Path:
     """Return the folder of a pretrained encoder, fetched where it is not at hand."""
-    encoder_identity(setting)
+    check_encoder(setting)
     if setting == MINILM:
         return build_once(cache.root / "models" / f"all-MiniLM-L6-v2-{_WEIGHTS_SHA256[:16]}", _fetch_minilm)
+    return _given_folder(setting)
+
+
+def _given_folder(setting: str) -> Path:
+    """Return the folder that a setting is, or that the hub gives for it."""
     path = Path(setting).expanduser()
     if path.is_dir():
         return path

@@ -26,6 +26,7 @@ from editeval.types import EditRequest
 FIRST_SCALE = 20.0  # a cosine of 0.1 from the threshold is then a probability of 0.88
 MOST_SIMILARITY = 0.95  # a fact's own prompt, whose cosine is 1, is always about it
 MOST_PARAPHRASES = 2
+ROWS_AT_ONCE = 1024  # that are compared with all others
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class _Asked:
 
 
 class ScopeLearner(Learner):
-    """The classifier in training."""
+    """The classifier in training; `rows` are those to learn from, without any that is held back."""
 
     def __init__(self, encoder: SentenceEncoder, rows: Sequence[EditRequest], *, threshold: float) -> None:
         super().__init__()
@@ -106,6 +107,10 @@ def _nearest_rows(encoder: SentenceEncoder, rows: Sequence[EditRequest]) -> Mapp
     """Return by each row's prompt the other row whose prompt is nearest to it before training."""
     distinct = list({row.full_prompt: row for row in rows}.values())
     embedded = encoder.encode([row.full_prompt for row in distinct])
-    cosines = embedded @ embedded.T
-    cosines.fill_diagonal_(-2.0)
-    return {row.full_prompt: distinct[int(cosines[number].argmax())] for number, row in enumerate(distinct)}
+    nearest: dict[str, EditRequest] = {}
+    for start in range(0, len(distinct), ROWS_AT_ONCE):
+        cosines = embedded[start : start + ROWS_AT_ONCE] @ embedded.T
+        cosines.diagonal(start).fill_(-2.0)
+        found = cosines.argmax(dim=1).tolist()
+        nearest |= {row.full_prompt: distinct[number] for row, number in zip(distinct[start:], found, strict=False)}
+    return nearest

@@ -39,7 +39,8 @@ class Learner(learning.Learner[Validation]):
 
 def train(
     learner: Learner,
-    rows: Sequence[EditRequest],
+    learned: Sequence[EditRequest],
+    held_back: Sequence[EditRequest],
     settings: LearningSettings,
     *,
     partial: Path,
@@ -50,9 +51,7 @@ def train(
     """Train in place, leave the best state in the learner, and return the validations; goes on from `partial` where it is there.
 
     Raises:
-        ConfigError: too few rows to hold some back.
         EditevalError: the trainer was told to end by a signal.
     """
     learner.learning_rate = settings.learning_rate
-    learned, held_back = learning.divided(rows, held_back=settings.held_back, seed=settings.seed)
     return learning.train(learner, learned, held_back, settings, partial=partial, device=device, what=what, progress=progress)

@@ -104,7 +104,9 @@ class Editor:
     method: FineTuning
 
     def edit(self, requests: Sequence[EditRequest], *, seed: int) -> Edit:
-        """Return the change of the matrix that makes these facts likely; no change where their loss is below `stop_loss` already.
+        """Return the change of the matrix that makes these facts likely.
+
+        There is none where their loss is below `stop_loss` already: such an edit is recorded, and its `update_norm` in edits.jsonl is 0.
 
         Raises:
             EditError: facts that contradict each other, or one that cannot be encoded.

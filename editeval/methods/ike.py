@@ -30,7 +30,7 @@ from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
 from editeval.keyvalue.footprint import FLOAT32
 from editeval.memory.demonstrations import KINDS, DemonstrationPool, example, pool_of, question, statement_that_fits
-from editeval.memory.encoder import SentenceEncoder, encoder_identity, encoder_settings_in, fetch_encoder, load_encoder
+from editeval.memory.encoder import SentenceEncoder, check_encoder, encoder_identity, encoder_settings_in, fetch_encoder, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
 from editeval.memory.footprint import encoder_disk, encoder_shape, fact_bytes
 from editeval.models.model import LanguageModel
@@ -82,7 +82,7 @@ class IKE:
             ConfigError: there is no such encoder.
             DatasetError: the training set cannot be read, or shares every subject with what is edited.
         """
-        encoder_identity(self.encoder)
+        check_encoder(self.encoder)
         if self.demonstrations:
             self.training.check()
 

@@ -121,7 +121,7 @@ class KN:
         return Editor(lm=model.lm, method=self, pararel=self._pararel())
 
     def _pararel(self) -> ParaRel:
-        return ParaRel(prompts={}) if self.pararel is None else ParaRel.load(Path(self.pararel))
+        return ParaRel(prompts={}) if self.pararel is None else ParaRel.load(Path(self.pararel).expanduser())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -112,9 +112,9 @@ class Editor:
     method: LocFTBF
 
     def edit(self, requests: Sequence[EditRequest], *, seed: int) -> Edit:
-        """Return the change that fine-tuning on these facts makes; no change where their loss is below `stop_loss` already.
+        """Return the change that fine-tuning on these facts makes. The seed gives the order of the facts in each epoch.
 
-        The seed gives the order of the facts in each epoch.
+        There is none where their loss is below `stop_loss` already: such an edit is recorded, and its `update_norm` in edits.jsonl is 0.
 
         Raises:
             EditError: facts that contradict each other, or one that cannot be encoded.

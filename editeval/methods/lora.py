@@ -173,7 +173,8 @@ class Editor:
         attributes = set(vars(module))
         try:
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed_for("lora", seed) % 2**32)
+                # Alone: torch.manual_seed would seed every GPU's generator too. peft draws on the CPU, then moves.
+                torch.default_generator.manual_seed(seed_for("lora", seed) % 2**32)
                 inject_adapter_in_model(config, module, adapter_name=ADAPTER)
             layers = {name: each for name, each in module.named_modules() if isinstance(each, LoraLayer)}
             originals = {name: each.get_base_layer() for name, each in layers.items()}

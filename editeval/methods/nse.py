@@ -119,7 +119,7 @@ class Editor:
     def edit(self, requests: Sequence[EditRequest], *, seed: int) -> Edit:
         """Return the updates that write these facts together, with their keys as what later edits must remember.
 
-        There is no update where every fact is there already, or too far.
+        There is no update where every fact is there already, or too far: such an edit is recorded, and its `rounds` in edits.jsonl are 0.
 
         Raises:
             EditError: facts that contradict each other, or one that cannot be encoded or optimised.

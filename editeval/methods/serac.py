@@ -20,7 +20,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ from editeval.inference.adapters import Route
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import attach
 from editeval.memory.demonstrations import question, statement_that_fits
-from editeval.memory.encoder import SentenceEncoder, encoder_identity, encoder_settings_in, fetch_encoder, load_encoder
+from editeval.memory.encoder import SentenceEncoder, check_encoder, encoder_identity, encoder_settings_in, fetch_encoder, load_encoder
 from editeval.memory.facts import Fact, MemoryAdapter, memory_delta
 from editeval.memory.footprint import (
     encoder_disk,
@@ -45,12 +45,18 @@ from editeval.memory.footprint import (
 )
 from editeval.models.load import PretrainedModel, frozen
 from editeval.models.model import LanguageModel
-from editeval.training.archive import read_archive, write_archive
+from editeval.training.archive import check_rows, read_archive, rows_learned, write_archive
 from editeval.training.settings import LearningSettings, LearnsBeforehand
 from editeval.types import ConfigError, EditevalError, EditRequest, Footprint, ModelDescription, Progress, Workload, content_key
 
-FORMAT_VERSION = 2  # raised when the same rows and settings train other parts than before
-PARTS = ("scope", "counterfactual")
+if TYPE_CHECKING:
+    from editeval.memory.training import Validation
+
+VERSIONS = {"scope": 3, "counterfactual": 2}
+"""Of the parts; raised when the same rows and settings train another part than before. Scope 3: hard ones are learned rows alone."""
+
+PARTS = tuple(VERSIONS)
+LARGEST_COPY = 1e9  # parameters; training takes 16 bytes of each beside the edited model
 KIND = "serac"  # of the files of these parts
 
 
@@ -81,17 +87,20 @@ class SERAC(LearnsBeforehand):
         """Return everything that edits and answers depend on beside model and requests."""
         if self.archive is not None:
             return {"archive": [file_sha256(self._part_of_archive(part)) for part in PARTS], "encoder": encoder_identity(self.encoder)}
-        return self._learning()
+        small = None if self.counterfactual is None else self._small(Path()).files_identity()
+        return self._learning(VERSIONS, counterfactual=small)
 
     def check(self, model: ModelDescription) -> None:
         """Check encoder, archive and training rows.
 
         Raises:
-            ConfigError: there is no such encoder or archive.
+            ConfigError: there is no such encoder or archive, the archive learned from other rows or from what is edited, or the
+                counterfactual model would be a copy of a large one.
             DatasetError: the training set cannot be read, or shares every subject with what is edited.
         """
-        encoder_identity(self.encoder)
+        check_encoder(self.encoder)
         if self.archive is None:
+            self._check_copy(model)
             self.training.check()
             return
         for part in PARTS:
@@ -99,6 +108,7 @@ class SERAC(LearnsBeforehand):
                 raise ConfigError(
                     f"method.archive={self.archive} has no {part}.safetensors; give a folder with both parts, or null to train"
                 )
+            check_rows(self._part_of_archive(part), self.training, kind=KIND)
 
     def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
         """Predict memory, disk and operations from shapes; a counterfactual model that is named counts like the published ones."""
@@ -152,16 +162,25 @@ class SERAC(LearnsBeforehand):
     def _learning_settings(self) -> LearningSettings:
         return self.learning_as(LearningSettings)
 
-    def _learning(self) -> Mapping[str, Any]:
+    def _learning(self, version: object, *, counterfactual: str | None) -> Mapping[str, Any]:
         return {
-            "version": FORMAT_VERSION,
+            "version": version,
             "encoder": encoder_identity(self.encoder),
-            "counterfactual": self.counterfactual,
+            "counterfactual": counterfactual,
             "similarity": self.similarity,
             "scope_learning_rate": self.scope_learning_rate,
             "training": self.training.content_hash(),
             **asdict(self._learning_settings),
         }
+
+    def _check_copy(self, model: ModelDescription) -> None:
+        size = parameters_of(reader_shape(self.counterfactual, model))
+        if self.counterfactual is None and size > LARGEST_COPY:
+            raise ConfigError(
+                f"method.counterfactual=null would train a copy of {model.name}, which has {size / 1e9:.1f} billion parameters (at most "
+                f"{LARGEST_COPY / 1e9:.0f}); set it to a small model with the same tokenizer, as published gpt2 for GPT-2 XL and "
+                "JackFram/llama-160m for Llama 2"
+            )
 
     def _part_of_archive(self, part: str) -> Path:
         return Path(self.archive or "").expanduser() / f"{part}.safetensors"
@@ -169,7 +188,8 @@ class SERAC(LearnsBeforehand):
     def _path(self, part: str, belongs: Mapping[str, Any], cache: Cache) -> Path:
         if self.archive is not None:
             return self._part_of_archive(part)
-        return cache.path(f"serac-{part}", content_key({**belongs, **self._learning()}), ".safetensors")
+        learning = self._learning(VERSIONS[part], counterfactual=belongs.get("counterfactual"))  # which the classifier does not depend on
+        return cache.path(f"serac-{part}", content_key({**belongs, **learning}), ".safetensors")
 
     def _scope(self, lm: LanguageModel, cache: Cache, progress: Progress) -> tuple[SentenceEncoder, float]:
         """Return the trained encoder, on the model's device, and the cosine from which on a request is about a fact."""
@@ -190,23 +210,24 @@ class SERAC(LearnsBeforehand):
     ) -> None:
         from editeval.memory.scope import ScopeLearner  # here, as below: it imports lightning, which takes seconds
         from editeval.memory.training import train
+        from editeval.training.learning import divided
 
         rows = self.training.load()
         progress.message(f"training a scope classifier on {len(rows)} rows of {self.training.name}; later runs read it")
-        learner = ScopeLearner(encoder, rows, threshold=self.similarity).to(device)
         settings = replace(self._learning_settings, learning_rate=self.scope_learning_rate)
+        learned, held_back = divided(rows, held_back=settings.held_back, seed=settings.seed)
+        learner = ScopeLearner(encoder, learned, threshold=self.similarity).to(device)
         partial = path.with_suffix(".partial.safetensors")
-        curve = train(learner, rows, settings, partial=partial, device=device, what="scope classifier", progress=progress)
-        best = min(curve, key=lambda validation: validation.loss)
-        about = {**belongs, "similarity": learner.similarity, "text": f"best at step {best.step}: {best.text()}"}
-        write_archive(path, dict(encoder.state_dict()), {**about, "rows": len(rows), "curve": [asdict(each) for each in curve]}, kind=KIND)
+        curve = train(learner, learned, held_back, settings, partial=partial, device=device, what="scope classifier", progress=progress)
+        about = {**belongs, "similarity": learner.similarity, **self._reached(curve)}
+        write_archive(path, dict(encoder.state_dict()), about, kind=KIND)
         partial.unlink(missing_ok=True)
 
     def _reader(self, lm: LanguageModel, cache: Cache, progress: Progress) -> LanguageModel:
         """Return the trained counterfactual model."""
-        belongs = {"model": lm.fingerprint, "counterfactual": self.counterfactual}
-        path = self._path("counterfactual", belongs, cache)
         reader = self._untrained(lm, cache)
+        belongs = {"model": lm.fingerprint, "counterfactual": None if self.counterfactual is None else reader.fingerprint}
+        path = self._path("counterfactual", belongs, cache)
         if not path.exists():
             self._train_reader(reader, path, belongs, progress)
         tensors, about = read_archive(path, belongs, kind=KIND)
@@ -220,6 +241,7 @@ class SERAC(LearnsBeforehand):
     def _train_reader(self, reader: LanguageModel, path: Path, belongs: Mapping[str, Any], progress: Progress) -> None:
         from editeval.memory.reader import ReaderLearner
         from editeval.memory.training import train
+        from editeval.training.learning import divided
 
         rows = self.training.load()
         size = sum(parameter.numel() for parameter in reader.module.parameters())
@@ -227,11 +249,17 @@ class SERAC(LearnsBeforehand):
         progress.message(f"training {what} ({size / 1e6:.1f} million parameters) to answer by a fact, on {len(rows)} rows")
         device = next(reader.module.parameters()).device
         settings, partial = self._learning_settings, path.with_suffix(".partial.safetensors")
-        curve = train(ReaderLearner(reader), rows, settings, partial=partial, device=device, what="counterfactual model", progress=progress)
-        best = min(curve, key=lambda validation: validation.loss)
-        about = {**belongs, "text": f"best at step {best.step}: {best.text()}", "rows": len(rows)}
-        write_archive(path, dict(reader.module.named_parameters()), {**about, "curve": [asdict(each) for each in curve]}, kind=KIND)
+        learned, held_back = divided(rows, held_back=settings.held_back, seed=settings.seed)
+        learner = ReaderLearner(reader)
+        curve = train(learner, learned, held_back, settings, partial=partial, device=device, what="counterfactual model", progress=progress)
+        write_archive(path, dict(reader.module.named_parameters()), {**belongs, **self._reached(curve)}, kind=KIND)
         partial.unlink(missing_ok=True)
+
+    def _reached(self, curve: Sequence[Validation]) -> Mapping[str, Any]:
+        """Return what the file of a part says of its training: its best validation, all of them, its rows."""
+        best = min(curve, key=lambda validation: validation.loss)
+        text = f"best at step {best.step}: {best.text()}"
+        return {"text": text, "curve": [asdict(each) for each in curve], **rows_learned(self.training)}
 
     def _small(self, cache_dir: Path, *, device: str = "cpu") -> PretrainedModel:
         """Return the source of the counterfactual model, where one is named."""
@@ -239,13 +267,13 @@ class SERAC(LearnsBeforehand):
         return PretrainedModel(name=Path(name_or_path).name, name_or_path=name_or_path, cache_dir=cache_dir, device=device)
 
     def _untrained(self, lm: LanguageModel, cache: Cache) -> LanguageModel:
-        """Return the counterfactual model before training, in float32.
+        """Return the counterfactual model before training, in float32; its packed copies stand beside the edited model's.
 
         Raises:
             ConfigError: it cannot be had, or has another tokenizer.
         """
         if self.counterfactual is None:
-            return replace(lm, module=cast_to(copy.deepcopy(lm.module), torch.float32))
+            return replace(lm, module=cast_to(copy.deepcopy(lm.module), torch.float32), packed=lm.packed.another())
         device = str(lm.input_device)
         small = self._small(cache.root, device=device).load()
         if small.tokenizer.get_vocab() != lm.tokenizer.get_vocab():
@@ -253,7 +281,7 @@ class SERAC(LearnsBeforehand):
                 f"method.counterfactual={self.counterfactual} has another vocabulary ({len(small.tokenizer)} tokens) than "
                 f"{lm.description.name} ({len(lm.tokenizer)}), so their scores could not be compared; choose a model of the same family"
             )
-        return small
+        return replace(small, packed=lm.packed.another())
 
 
 def cast_to(module: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:

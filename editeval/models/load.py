@@ -21,7 +21,7 @@ from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-from editeval.files import Cache
+from editeval.files import Cache, file_sha256, files_hash
 from editeval.models.builtin import SCHEME, built_in, fetch, is_fetched
 from editeval.models.fingerprint import fingerprint_of
 from editeval.models.gguf import checkpoint_from_gguf, gguf_in_wheel, without_progress_bars
@@ -143,6 +143,22 @@ class PretrainedModel:
     def fingerprint(self) -> str:
         """Return the content hash of the weights as loaded; weights are read only when it is not in the cache yet."""
         return self._cached_fingerprint(self.config(), lambda: self.load().fingerprint)
+
+    def files_identity(self) -> str:
+        """Return what tells this checkpoint from others, reading no weights into memory: a hash of local files, or what the hub calls them.
+
+        Raises:
+            ConfigError: nothing there.
+        """
+        path = Path(self.name_or_path).expanduser()
+        if path.is_dir():
+            return files_hash(path, *_CHECKPOINT_FILES, "*.bin")
+        if path.is_file():
+            return file_sha256(path)
+        if self.name_or_path.startswith(SCHEME):
+            return self.name_or_path  # its files are pinned
+        self.config()  # fetched where it is not at hand, so that the commit is known
+        return content_key(self._identity())
 
     def known_fingerprint(self) -> str | None:
         """Return the content hash where the cache has it, reading and fetching nothing."""

@@ -63,6 +63,10 @@ class PackedWeights:
     def __len__(self) -> int:
         return len(self._packed)
 
+    def another(self) -> PackedWeights:
+        """Return one with the same limits and no copies, for another model: each keeps copies of the matrices that it last multiplied."""
+        return PackedWeights(most_bytes=self._most_bytes, fewest_elements=self._fewest_elements)
+
     @contextmanager
     def products(self, modules: Iterable[nn.Module]) -> Iterator[None]:
         """Within the context the linear maps in `modules` multiply from packed copies, the first of them as far as the memory goes.

@@ -18,7 +18,7 @@ from editeval.keyvalue.features import editing_features
 from editeval.keyvalue.fine_tuning import target_row
 from editeval.models.model import LanguageModel
 from editeval.models.sites import MAPS, sites_for
-from editeval.training.archive import read_archive, write_archive
+from editeval.training.archive import check_rows, read_archive, rows_learned, write_archive
 from editeval.training.hypernetwork import Hypernetwork, NamedMap
 from editeval.training.settings import LearnsBeforehand, NetworkLearningSettings
 from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, content_key
@@ -60,14 +60,14 @@ class TrainedSettings(LearnsBeforehand):
 
     def learned(self) -> Mapping[str, Any]:
         """Return what the network depends on beside the model; for `EditMethod.settings`."""
-        return {"archive": file_sha256(Path(self.archive))} if self.archive is not None else self._learning()
+        return self._learning() if self._archive is None else {"archive": file_sha256(self._archive)}
 
     def make_course(self) -> Callable[..., Course]:
         """Return what makes the course of the training; see `hypernetwork_training.train`."""
         raise NotImplementedError
 
     def check(self, model: ModelDescription) -> None:
-        """Check layers, numbers and training rows.
+        """Check layers, numbers and training rows, or what an archive says of its own.
 
         Raises:
             ConfigError: what, with what is allowed.
@@ -75,11 +75,12 @@ class TrainedSettings(LearnsBeforehand):
         """
         self.layers_of(model)
         self.maps_of(model)
-        if self.archive is not None:
-            if not Path(self.archive).is_file():
-                raise ConfigError(f"method.archive={self.archive} is no file; give a trained network's, or null to train one")
+        if self._archive is None:
+            self.training.check()
             return
-        self.training.check()
+        if not self._archive.is_file():
+            raise ConfigError(f"method.archive={self.archive} is no file; give a trained network's, or null to train one")
+        check_rows(self._archive, self.training, kind=self.kind)
 
     def trained(self, lm: LanguageModel, cache: Cache, progress: Progress) -> tuple[Hypernetwork, tuple[str, ...]]:
         """Return the network, from `archive`, from the cache, or trained now, and the paths of the maps that it edits.
@@ -93,7 +94,7 @@ class TrainedSettings(LearnsBeforehand):
         maps = edited_maps(lm, layers, self.maps_of(lm.description))
         if self.layers is None:
             progress.message(f"method.layers is not set: editing layers {layers[0]} to {layers[-1]}, the last {len(layers)} as published")
-        path = Path(self.archive) if self.archive is not None else cache.path(self.kind, self._key(lm), ".safetensors")
+        path = self._archive or cache.path(self.kind, self._key(lm), ".safetensors")
         if not path.exists():
             self._train(lm, maps, layers[0], path, progress)
         network, quality = self._load(path, lm, maps)
@@ -126,6 +127,10 @@ class TrainedSettings(LearnsBeforehand):
     # -- inside ------------------------------------------------------------------------------------------------------
 
     @property
+    def _archive(self) -> Path | None:
+        return None if self.archive is None else Path(self.archive).expanduser()
+
+    @property
     def _learning_settings(self) -> NetworkLearningSettings:
         return self.learning_as(NetworkLearningSettings)
 
@@ -155,10 +160,10 @@ class TrainedSettings(LearnsBeforehand):
             "model": lm.fingerprint,
             "rank": self.rank,
             "maps": [edited.path for edited in maps],
-            "rows": len(requests),
             "text": f"best at step {best.step}: {best.text()}",
             "curve": [vars(quality) for quality in trained.curve],
             "settings": dict(self._learning()),
+            **rows_learned(self.training),
         }
         write_archive(path, trained.network.state_dict(), about, kind=self.kind)
         partial.unlink(missing_ok=True)

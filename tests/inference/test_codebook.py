@@ -40,7 +40,9 @@ CONTINUATIONS = (
     " it",
     "The capital of France is",
 )
-ARCHITECTURES = ("gpt2", "llama", "gpt_neox")
+PADDED = ("gptj", "gemma2")  # do not take our attention: batches are padded on the left
+ARCHITECTURES = ("gpt2", "llama", "gpt_neox", *PADDED)
+BESIDE_ATTENTION = ("gpt_neox", "gptj")  # where the MLP stands
 MODES = (("last", "prompt_end"), ("prompt", "prompt_end"), ("last", "stale"))
 
 
@@ -110,8 +112,8 @@ def test_a_score_is_that_of_its_prompt_alone_whatever_it_shares_a_row_with(
         expected = logits[len(head) - 1 :].log_softmax(-1).gather(1, targets[:, None])[:, 0]
         assert score.token_log_probs == pytest.approx(expected.tolist(), abs=1e-4)
         changed += abs(score.log_prob - base) > 1e-3
-    # In GPT-NeoX the first MLP stands beside the attention: it knows the last token alone, and two more prompts end in an edited one's.
-    assert changed == (5 if architecture == "gpt_neox" else 3) or mode[1] == "stale"
+    # Where the first MLP stands beside the attention it knows the last token alone, and two more prompts end in an edited one's.
+    assert changed == (5 if architecture in BESIDE_ATTENTION else 3) or mode[1] == "stale"
 
 
 def base_scores(model: EditedModel) -> list[float]:
@@ -120,8 +122,10 @@ def base_scores(model: EditedModel) -> list[float]:
 
 
 @pytest.mark.parametrize("mode", MODES, ids="-".join)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("beginning", [1, live.MIN_BEGINNING])  # shared from the first token on, or not at all
+@pytest.mark.parametrize(
+    ("architecture", "beginning"),  # shared from the first token on, or not at all
+    [(name, least) for name in ARCHITECTURES for least in ((live.MIN_BEGINNING,) if name in PADDED else (1, live.MIN_BEGINNING))],
+)
 def test_generation_is_changed_where_the_prompt_ends_and_not_on_new_tokens(
     load_tiny: Load, monkeypatch: pytest.MonkeyPatch, architecture: str, mode: tuple[str, str], beginning: int
 ) -> None:
@@ -145,18 +149,16 @@ def test_prompts_out_of_every_radius_get_the_base_models_bits(load_tiny: Load, a
     lm = load_tiny(architecture)
     model = edited(lm)
     contexts = ["The capital of France", "The capital", "Who wrote the book? It was", "Who wrote the book?"]
-    with model.unedited():
-        base = [model.score([context], [" word"]) for context in contexts]
-        base_text = model.generate(contexts, max_new_tokens=3)
+    unedited = EditedModel(lm)  # one that shares no answers with the other
+    base = [unedited.score([context], [" word"]) for context in contexts]
+    base_text = unedited.generate(contexts, max_new_tokens=3)
     assert [model.score([context], [" word"]) for context in contexts] == base
     assert model.generate(contexts, max_new_tokens=3) == base_text
 
 
 def test_a_text_of_its_own_has_no_prompt_to_change(load_tiny: Load) -> None:
     model = edited(load_tiny("gpt2"))
-    with model.unedited():
-        base = model.score_text(CONTEXTS[:3])
-    assert model.score_text(CONTEXTS[:3]) == base
+    assert model.score_text(CONTEXTS[:3]) == EditedModel(model.lm).score_text(CONTEXTS[:3])
 
 
 def test_restore_empties_the_codebook_and_the_digest_follows_its_content(load_tiny: Load) -> None:

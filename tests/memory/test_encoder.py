@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,14 @@ def test_vectors_have_length_one_and_do_not_depend_on_neighbours(folder: Path, t
     assert encoder_key(encoder) == encoder_key(again)
 
 
+def test_more_texts_than_are_remembered_are_embedded_in_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = load_encoder(HASHED, Cache(tmp_path)).encode(TEXTS)
+    monkeypatch.setattr(module, "KEPT", 2)
+    encoder = load_encoder(HASHED, Cache(tmp_path))
+    encoder.encode(TEXTS[1:])
+    assert torch.equal(encoder.encode(TEXTS), expected)
+
+
 def test_a_pretrained_vector_is_the_mean_over_tokens(folder: Path, tmp_path: Path) -> None:
     encoder = load_encoder(str(folder), Cache(tmp_path))
     bert, tokenizer = BertModel.from_pretrained(folder).eval(), BertTokenizerFast.from_pretrained(folder)
@@ -57,6 +66,14 @@ def test_a_pretrained_vector_is_the_mean_over_tokens(folder: Path, tmp_path: Pat
 def test_hashed_texts_that_share_words_are_near(tmp_path: Path) -> None:
     first, second, other = load_encoder(HASHED, Cache(tmp_path)).encode([TEXTS[0], "The capital city of France is", "1 + 1 ="])
     assert first @ second > 0.8 > 0.3 > first @ other
+
+
+def test_an_encoder_is_known_by_its_files_wherever_they_lie(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "snapshot_download", lambda *_, **__: str(folder))
+    assert encoder_identity("somebody/encoder") == encoder_identity(str(folder))
+    changed = Path(shutil.copytree(folder, tmp_path / "changed"))
+    (changed / module.WEIGHTS).write_bytes(b"others")
+    assert encoder_identity(str(changed)) != encoder_identity(str(folder))
 
 
 def test_an_encoder_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -138,8 +138,8 @@ def test_what_is_about_no_fact_is_answered_bit_for_bit_as_in_the_same_call_to_th
     model = EditedModel(lm)
     model.attach(memory())
     asked = [f"Of all numbers the one that follows {number} is" for number in range(40)]
-    with model.unedited():
-        base = model.score([*asked, FRANCE], [" ten"] * 41), model.generate([*asked, FRANCE], max_new_tokens=6)
+    unedited = EditedModel(lm)  # one that shares no answers with the other
+    base = unedited.score([*asked, FRANCE], [" ten"] * 41), unedited.generate([*asked, FRANCE], max_new_tokens=6)
     (embedding,) = HashedEncoder().encode([FRANCE])
     model.apply(Edit(deltas=(memory_delta([Fact(prompt=FRANCE, subject="x", target="Rome", embedding=embedding)]),)))
     scores, texts = model.score([*asked, FRANCE], [" ten"] * 41), model.generate([*asked, FRANCE], max_new_tokens=6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,23 +25,50 @@ FACTS = tuple(
 )
 
 
-def reading_model(cache_dir: Path) -> LanguageModel:
-    """Return a tiny GPT-2 with its weights replaced by hand.
+@dataclass(frozen=True, kw_only=True)
+class _Attention:
+    """Where the first layer's attention reads (rows or columns of a map that are the values') and writes."""
+
+    values: str
+    out: str
+    rows: Callable[[int, int], list[int]]
+
+
+ATTENTION = {
+    "gpt2": _Attention(values="attn.c_attn", out="attn.c_proj", rows=lambda width, _: list(range(2 * width, 3 * width))),
+    "gpt_neox": _Attention(  # of each head the query, the key and the value, one after another
+        values="attention.query_key_value",
+        out="attention.dense",
+        rows=lambda width, head: [start + 2 * head + row for start in range(0, 3 * width, 3 * head) for row in range(head)],
+    ),
+    "llama": _Attention(values="self_attn.v_proj", out="self_attn.o_proj", rows=lambda width, _: list(range(width))),
+}
+
+
+def reading_model(cache_dir: Path, architecture: str = "gpt2") -> LanguageModel:
+    """Return a tiny model with its weights replaced by hand.
 
     Its first layer attends to all earlier tokens alike and adds their mean embedding; nothing else adds anything.
     """
-    lm = TinyModel(name="tiny-gpt2", architecture="gpt2", cache_dir=cache_dir, device="cpu").load()
-    width = lm.description.hidden_size
+    whole = {"num_key_value_heads": 4} if architecture == "llama" else {}
+    lm = TinyModel(
+        name=f"tiny-{architecture}", architecture=architecture, cache_dir=cache_dir, device="cpu", num_heads=4, overrides=whole
+    ).load()
+    width, sites = lm.description.hidden_size, lm.sites
+    attention = ATTENTION[architecture]
     with torch.no_grad():
+        embedding, head = (lm.module.get_submodule(path).get_parameter("weight") for path in (sites.embedding, sites.head))
+        head.copy_(embedding)
         for name, parameter in lm.module.named_parameters():
-            if ".h." in name and (".c_proj." in name or ".c_attn." in name or name.endswith("bias")):
-                parameter.zero_()
-            elif ".ln_" in name:
-                parameter.fill_(float(name.endswith("weight")))
-        lm.module.get_parameter("transformer.wpe.weight").zero_()
-        first = lm.module.get_submodule("transformer.h.0.attn")
-        first.get_parameter("c_attn.weight")[:, 2 * width :] = torch.eye(width)
-        first.get_parameter("c_proj.weight").copy_(10 * torch.eye(width))
+            if parameter is embedding or parameter is head:
+                continue
+            is_scale = parameter.dim() == 1 and name.endswith("weight")
+            parameter.fill_(float(is_scale))
+        first = lm.layer_module(sites.layers, 0)
+        values, out = (first.get_submodule(path).get_parameter("weight") for path in (attention.values, attention.out))
+        rows = torch.tensor(attention.rows(width, width // 4))
+        (values.T if sites.transposed else values)[rows] = torch.eye(width)
+        out.copy_(10 * torch.eye(width))
     return lm
 
 

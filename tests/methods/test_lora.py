@@ -39,12 +39,14 @@ def shape_of(lm: LanguageModel) -> dict[str, object]:
     return {"modules": modules, "parameters": parameters}
 
 
-def test_nothing_of_peft_stays_in_the_model(lm: LanguageModel, tmp_path: Path) -> None:
-    lora = editor(lm, tmp_path)
+def test_nothing_of_peft_stays_in_the_model(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lora, seeded = editor(lm, tmp_path), list[int]()
     found, random_state = shape_of(lm), torch.get_rng_state()
+    monkeypatch.setattr("torch.cuda.manual_seed_all", seeded.append)  # called on a machine without a GPU too
     lora.edit(REQUESTS, seed=0)
     assert shape_of(lm) == found
     assert torch.equal(torch.get_rng_state(), random_state)
+    assert seeded == []
 
 
 def test_nothing_of_peft_stays_after_an_error(lm: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

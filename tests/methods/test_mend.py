@@ -290,10 +290,11 @@ def test_other_rows_other_settings_and_another_model_need_training_of_their_own(
     assert len(keys) == 5  # accumulation is no matter of training
 
 
-def test_the_archive_of_another_model_or_of_other_layers_is_refused(
-    trained: tuple[EditedModel, Cache], tiny: Callable[[str], LanguageModel], tmp_path: Path
+def test_the_archive_of_another_model_of_other_layers_or_of_other_rows_is_refused(
+    trained: tuple[EditedModel, Cache], tiny: Callable[[str], LanguageModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given = replace(METHOD, archive=str(archive(trained[1])))
+    monkeypatch.setenv("HOME", str(archive(trained[1]).parent))
+    given = replace(METHOD, archive=f"~/{archive(trained[1]).name}")
     trained[0].restore()
     given.check(trained[0].lm.description)
     given.prepare(trained[0], Cache(tmp_path), SilentProgress())
@@ -302,6 +303,15 @@ def test_the_archive_of_another_model_or_of_other_layers_is_refused(
         given.prepare(other, Cache(tmp_path), SilentProgress())
     with pytest.raises(ConfigError, match=r"was trained with maps=.*layers\.2"):
         replace(given, layers=[1, 3]).prepare(trained[0], Cache(tmp_path), SilentProgress())
+    other_rows = TrainingSet(name="own", of=Given(*LEARNED[1:]))
+    with pytest.raises(ConfigError, match=r"learned from other rows \(12, hash .*training=elsewhere"):
+        replace(given, training=other_rows).check(trained[0].lm.description)
+    elsewhere = TrainingSet(name="elsewhere", of=None, without=Given(FIRST, SECOND))
+    replace(given, training=elsewhere).check(trained[0].lm.description)
+    with pytest.raises(ConfigError, match="1 subject of what is edited, such as 'the land number 3'"):
+        replace(given, training=replace(elsewhere, without=Given(FIRST, LEARNED[3]))).check(trained[0].lm.description)
+    with pytest.raises(ConfigError, match="training=elsewhere has no rows"):
+        replace(METHOD, training=elsewhere).check(trained[0].lm.description)
     stranger = tmp_path / "stranger.safetensors"
     stranger.write_bytes(b"nothing of use")
     with pytest.raises(ConfigError, match="is nothing that this method trained"):
