@@ -87,12 +87,16 @@ class EditRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelDescription:
-    """What is known of a model before its weights are loaded (from its config alone)."""
+    """What is known of a model before its weights are loaded (from its config alone).
+
+    `attention_width` is that of what attention's output map reads, heads times head width; some models have it unlike `hidden_size`.
+    """
 
     name: str
     model_type: str
     num_layers: int
     hidden_size: int
+    attention_width: int
     intermediate_size: int
     vocab_size: int
     max_positions: int

@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 
 from editeval.edits.journal import EditJournal
 from editeval.experiment import RunResult, run
+from editeval.inference.edited import EditedModel
+from editeval.interfaces import Callback, EditEvent, RunState
 from editeval.revisit import verify
 from editeval.runner.results import ScoreStore
 from editeval.runner.run_files import read_edits
@@ -107,3 +109,42 @@ def test_a_run_killed_before_any_file_operation_ends_like_an_unbroken_one(
         assert on_disk(tmp_path / name / folder) == expected, f"killed at operation {number} of {len(operations)}, {operation}"
         if number % (4 * EVERY) == 0:
             assert verify(tmp_path / name / folder).passed
+
+
+class DiesAfterAnEdit(Callback):
+    """The process is gone as soon as an edit is in the journal."""
+
+    def on_edit_end(self, state: RunState, event: EditEvent, model: EditedModel) -> str | None:
+        os._exit(KILLED)
+
+
+def test_a_run_in_batches_killed_between_two_edits_ends_like_an_unbroken_one(
+    compose_config: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    method = (
+        "method=memit",
+        "method.num_steps=3",
+        "method.prefix_lengths=[[3,2]]",
+        "method.layers=[1,2]",
+        "batch_size=2",
+        "num_edits=[1,2]",
+    )
+    fixed = ("debug=tiny", "model=tiny-gpt2", *method, "callback=silent", "logger=[csv]")
+    few = ("dataset=counterfact", "dataset.subset=easyedit", f"dataset.file={facts(tmp_path)}")
+    short = ("max_new_tokens=2", "fluency_tokens=3", "fluency_facts=1")
+    measured = ("benchmark=[edit-quality]", *(f"benchmark.edit-quality.{setting}" for setting in short))
+
+    def launched(name: str, *observers: Callback) -> Path:
+        return run(compose_config(*fixed, *few, *measured, f"paths.runs={tmp_path / name}"), *observers).run_dir
+
+    unbroken = launched("unbroken")
+    with EditJournal.open(unbroken / "journal", genesis=json.loads((unbroken / "manifest.json").read_text())["edit_key"]) as journal:
+        assert [len(entry.request_ids) for entry in journal.entries(0, 2)] == [2, 2]
+
+    def killed() -> None:
+        launched("killed", DiesAfterAnEdit())
+
+    assert in_a_child(killed) == KILLED
+    resumed = launched("killed")
+    assert on_disk(resumed) == on_disk(unbroken)
+    assert verify(resumed).passed

@@ -9,6 +9,7 @@ Shapes: N tokens, K the key's width.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,8 +40,8 @@ SAVE_SECONDS = 60.0
 class CovarianceSource:
     """Where covariances come from: a text, or a file that holds them.
 
-    The tensors of `file` (safetensors) are named by layer: the site's module path, its weight, or the layer's number; each is (K, K) or its
-    upper triangle row by row with the diagonal, K(K+1)/2 numbers.
+    The tensors of `file` (safetensors) are named by layer: the site's module path, its weight, or, where one map of a layer is asked for,
+    the layer's number; each is (K, K) or its upper triangle row by row with the diagonal, K(K+1)/2 numbers.
     """
 
     corpus: Corpus
@@ -63,14 +64,15 @@ class CovarianceSource:
         assert self.file is not None
         return file_sha256(Path(self.file))
 
-    def check(self, sites: Sequence[str], *, width: int) -> None:
-        """Check without weights that covariances of `sites` (module paths) can be had for keys of `width`.
+    def check(self, key_widths: Mapping[str, int]) -> None:
+        """Check without weights that covariances can be had; `key_widths` tells how wide the keys of each site (module path) are.
 
         Raises:
             ConfigError: the file is not there or lacks a site, or the text is too short to give a matrix of full rank.
         """
         if self.file is None:
             self.corpus.check()
+            width = max(key_widths.values(), default=0)
             if self.corpus.tokens < width:
                 raise ConfigError(
                     f"corpus.tokens={self.corpus.tokens} is less than the key's width {width}, so its covariance has no inverse; "
@@ -79,9 +81,10 @@ class CovarianceSource:
             return
         if not Path(self.file).is_file():
             raise ConfigError(f"method.covariance={self.file} is no file; give a safetensors file or leave it out to compute from corpus")
+        names = _names_in_file(self.file, list(key_widths))
         with safe_open(self.file, framework="pt") as tensors:
-            for site in sites:
-                name = _name_in_file(self.file, list(tensors.keys()), site)
+            for site, width in key_widths.items():
+                name = names[site]
                 shape = tuple(tensors.get_slice(name).get_shape())
                 if shape not in ((width, width), (width * (width + 1) // 2,)):
                     raise ConfigError(
@@ -101,7 +104,7 @@ def key_covariances(
         ConfigError: the text has fewer tokens than asked for, or the file lacks a site.
     """
     if source.file is not None:
-        return {site: _from_file(source.file, site) for site in sites}
+        return {site: _from_file(source.file, name) for site, name in _names_in_file(source.file, sites).items()}
     paths = {site: cache.path("covariance", _key(lm, site, source), ".safetensors") for site in sites}
     missing = [site for site in sites if not paths[site].exists()]
     if missing:
@@ -276,17 +279,26 @@ def _partial_path(lm: LanguageModel, sites: Sequence[str], source: CovarianceSou
     return cache.path("covariance", content_key([_key(lm, site, source) for site in sites]), ".partial.safetensors")
 
 
-def _from_file(file: str, site: str) -> Tensor:
+def _from_file(file: str, name: str) -> Tensor:
     with safe_open(file, framework="pt") as tensors:
-        matrix: Tensor = tensors.get_tensor(_name_in_file(file, list(tensors.keys()), site)).float()
+        matrix: Tensor = tensors.get_tensor(name).float()
     return unpack_upper(matrix) if matrix.dim() == 1 else matrix
 
 
-def _name_in_file(file: str, names: Sequence[str], site: str) -> str:
-    layer = next((part for part in site.split(".") if part.isdigit()), site)
-    for name in (site, f"{site}.weight", layer):
-        if name in names:
-            return name
-    raise ConfigError(
-        f"{file} holds no covariance named {site!r}, '{site}.weight' or {layer!r}; it holds {', '.join(sorted(names)) or 'nothing'}"
-    )
+def _names_in_file(file: str, sites: Sequence[str]) -> dict[str, str]:
+    """Return the name of each site's covariance in a file."""
+    with safe_open(file, framework="pt") as tensors:
+        held = set(tensors.keys())
+    layers = {site: next((part for part in site.split(".") if part.isdigit()), site) for site in sites}
+    asked = Counter(layers.values())
+    names = {}
+    for site, layer in layers.items():
+        numbered = [layer] if asked[layer] == 1 else []  # a number does not tell two maps of one layer apart
+        candidates = [site, f"{site}.weight", *numbered]
+        name = next((candidate for candidate in candidates if candidate in held), None)
+        if name is None:
+            raise ConfigError(
+                f"{file} holds no covariance named {' or '.join(map(repr, candidates))}; it holds {', '.join(sorted(held)) or 'nothing'}"
+            )
+        names[site] = name
+    return names

@@ -107,7 +107,7 @@ def maps_of(model: ModelDescription, kind: str) -> list[MapShape]:
 
 def attention_maps(model: ModelDescription, count: int) -> list[MapShape]:
     """Return the attention output maps of `count` layers."""
-    return [MapShape(d_out=model.hidden_size, d_in=model.hidden_size)] * count
+    return [MapShape(d_out=model.hidden_size, d_in=model.attention_width)] * count
 
 
 def locate_footprint(

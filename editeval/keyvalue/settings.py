@@ -66,12 +66,23 @@ class LocateSettings:
         """Where second moments come from."""
         return CovarianceSource(corpus=self.corpus, file=self.covariance)
 
-    def maps_without_covariance(
-        self, model: ModelDescription, layers: Sequence[int], fingerprint: str | None, cache: Cache
-    ) -> tuple[str, ...]:
-        """Return the MLP output maps of `layers` whose second moments are neither in the file nor in the cache."""
-        sites = [sites_for(model.model_type).mlp_out.format(layer) for layer in layers]
-        return missing_covariances(sites, self.covariance_source, fingerprint=fingerprint, cache=cache)
+    def key_widths(self, model: ModelDescription) -> dict[str, int]:
+        """Return how wide the keys are at each map (module path) whose second moments are needed."""
+        raise NotImplementedError
+
+    def check(self, model: ModelDescription) -> None:
+        """Check layers, covariance and text against the model's shape.
+
+        Raises:
+            ConfigError: what, with what is allowed.
+        """
+        widths = self.key_widths(model)
+        if widths:
+            self.covariance_source.check(widths)
+
+    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
+        """Return the maps whose second moments must be computed first: they are neither in the file nor in the cache."""
+        return missing_covariances(list(self.key_widths(model)), self.covariance_source, fingerprint=fingerprint, cache=cache)
 
     def value_settings(self) -> Mapping[str, Any]:
         """Return what a target value depends on among these fields; for `EditMethod.settings`."""
@@ -118,14 +129,9 @@ class SpreadSettings(LocateSettings):
             "covariance": self.covariance_source.settings(),
         }
 
-    def check(self, model: ModelDescription) -> None:
-        """Check layers, covariance and text against the model's shape.
-
-        Raises:
-            ConfigError: what, with what is allowed.
-        """
-        sites = [sites_for(model.model_type).mlp_out.format(layer) for layer in self.layers_of(model)]
-        self.covariance_source.check(sites, width=model.intermediate_size)
+    def key_widths(self, model: ModelDescription) -> dict[str, int]:
+        """Return how wide the keys are at each map (module path) whose second moments are needed."""
+        return {sites_for(model.model_type).mlp_out.format(layer): model.intermediate_size for layer in self.layers_of(model)}
 
     def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
         """Predict memory, disk and operations from shapes."""
@@ -136,10 +142,6 @@ class SpreadSettings(LocateSettings):
     def maps_of(self, model: ModelDescription, count: int) -> list[MapShape]:
         """Return what is edited in `count` layers."""
         return mlp_maps(model, count)
-
-    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
-        """Return the maps whose second moments must be computed first."""
-        return self.maps_without_covariance(model, self.layers_of(model), fingerprint, cache)
 
     def layers_of(self, model: ModelDescription) -> tuple[int, ...]:
         """Return the layers to edit; without `layers` all from the first to the last of the published relative depths.

@@ -96,7 +96,7 @@ class LocFTBF:
 
 
 def _maps(model: ModelDescription, place: str) -> list[MapShape]:
-    """Return the maps of a place; attention counts as four square ones, at most what it has (keys and values may share heads)."""
+    """Return the maps of a place; attention counts as four of its output's size, at most what it has (keys and values may share heads)."""
     attention = attention_maps(model, 4)
     known = {"mlp_out": mlp_maps(model, 1), "mlp": all_mlp_maps(model), "attention": attention}
     return known[place] if place in known else [*attention, *all_mlp_maps(model)]

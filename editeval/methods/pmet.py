@@ -23,7 +23,6 @@ from torch import Tensor
 
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
-from editeval.keyvalue.covariance import missing_covariances
 from editeval.keyvalue.footprint import INVERSE, MapShape, Solver, attention_maps
 from editeval.keyvalue.inverse import covariance_solvers
 from editeval.keyvalue.objective import TargetSettings
@@ -77,12 +76,11 @@ class PMET(SpreadSettings):
         """Return what is edited in `count` layers."""
         return super().maps_of(model, count) + (attention_maps(model, count) if self.edit == "both" else [])
 
-    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
-        """Return the maps whose second moments must be computed first."""
-        sites = sites_for(model.model_type)
-        attention = [sites.attention_out.format(layer) for layer in self.layers_of(model)] if self.edit == "both" else []
-        found = super().missing_statistics(model, fingerprint, cache)
-        return (*found, *missing_covariances(attention, self.covariance_source, fingerprint=fingerprint, cache=cache))
+    def key_widths(self, model: ModelDescription) -> dict[str, int]:
+        """Return how wide the keys are at each map (module path) whose second moments are needed."""
+        path = sites_for(model.model_type).attention_out
+        attention = {path.format(layer): model.attention_width for layer in self.layers_of(model)} if self.edit == "both" else {}
+        return super().key_widths(model) | attention
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> SpreadEditor:
         """Return the editor; prefixes and covariances are of the unedited model and come from the cache if they are there."""

@@ -69,24 +69,15 @@ class ROME(LocateSettings):
         covariance = self.covariance_source.settings() if self.use_covariance else None
         return {**self.value_settings(), "layer": self.layer, "key": self.key, "covariance": covariance}
 
-    def check(self, model: ModelDescription) -> None:
-        """Check layer, covariance and text against the model's shape.
-
-        Raises:
-            ConfigError: what, with what is allowed.
-        """
-        layer = self._layer(model)
-        if self.use_covariance:
-            self.covariance_source.check([sites_for(model.model_type).mlp_out.format(layer)], width=model.intermediate_size)
+    def key_widths(self, model: ModelDescription) -> dict[str, int]:
+        """Return how wide the keys are at each map (module path) whose second moments are needed; none without a covariance."""
+        site = sites_for(model.model_type).mlp_out.format(self._layer(model))
+        return {site: model.intermediate_size} if self.use_covariance else {}
 
     def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:
         """Predict memory, disk and operations from shapes."""
         solver = FACTOR if self.use_covariance else NOTHING
         return locate_footprint(self, model, workload, last_layer=self._layer(model), maps=mlp_maps(model, 1), solver=solver)
-
-    def missing_statistics(self, model: ModelDescription, fingerprint: str | None, cache: Cache) -> tuple[str, ...]:
-        """Return the maps whose second moments must be computed first."""
-        return self.maps_without_covariance(model, [self._layer(model)] if self.use_covariance else [], fingerprint, cache)
 
     def prepare(self, model: EditedModel, cache: Cache, progress: Progress) -> Editor:
         """Return the editor; prefixes and covariance are of the unedited model and come from the cache if they are there."""
@@ -94,6 +85,8 @@ class ROME(LocateSettings):
         layer = self._layer(lm.description)
         if self.layer is None:
             progress.message(f"method.layer is not set: editing layer {layer} of {lm.description.num_layers}, the published relative depth")
+        if not self.use_covariance:
+            progress.message("method.use_covariance=false: C = I, unlike the ROME of its paper")
         site = lm.sites.mlp_out.format(layer)
         with model.unedited():
             contexts = self.contexts(lm, cache)

@@ -108,6 +108,7 @@ _SMOLLM2 = PinnedWheel(
         model_type="llama",
         num_layers=30,
         hidden_size=576,
+        attention_width=576,
         intermediate_size=1536,
         vocab_size=49152,
         max_positions=8192,

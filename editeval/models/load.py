@@ -291,11 +291,14 @@ def description_of(name: str, config: PreTrainedConfig) -> ModelDescription:
     """
     sites_for(config.model_type)
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None)
+    heads = config.num_attention_heads
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // heads
     return ModelDescription(
         name=name,
         model_type=config.model_type,
         num_layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
+        attention_width=heads * head_width,
         intermediate_size=inner or 4 * config.hidden_size,  # GPT-2's and GPT-J's rule where n_inner is not set
         vocab_size=config.vocab_size,
         max_positions=config.max_position_embeddings,

@@ -169,6 +169,11 @@ def _tied(model: TinyModel) -> dict[str, Any]:
     return _gated(model) | {"tie_word_embeddings": True, "head_dim": model.hidden_size // model.num_heads}
 
 
+def _qwen3(model: TinyModel) -> dict[str, Any]:
+    # Attention is wider than the stream, as in Qwen3-0.6B; an even number of dimensions is turned.
+    return _tied(model) | {"head_dim": 3 * model.hidden_size // (4 * model.num_heads) * 2}
+
+
 def _gemma2(model: TinyModel) -> dict[str, Any]:
     head_dim = model.hidden_size // model.num_heads
     return _tied(model) | {"query_pre_attn_scalar": head_dim, "sliding_window": 64}
@@ -182,7 +187,7 @@ _PARTICULARS: Mapping[str, Callable[[TinyModel], dict[str, Any]]] = MappingProxy
         "llama": _gated,
         "mistral": _mistral,
         "qwen2": _gated,
-        "qwen3": _tied,
+        "qwen3": _qwen3,
         "gemma2": _gemma2,
         "olmo2": _gated,
         "phi3": _gated,

@@ -80,18 +80,22 @@ class Bench:
         return self.model.score([request.full_prompt], [" " + request.target_new])[0].log_prob
 
 
-@pytest.fixture(scope="session")
-def bench_for(compose_config: Callable[..., DictConfig], cache_dir: Path) -> Callable[[str, str], Bench]:
-    models: dict[str, LanguageModel] = {}
-    methods: dict[tuple[str, str], EditMethod] = {}  # frozen; a trained one keeps the rows that it read
+BenchFor = Callable[..., Bench]
 
-    def make(method_name: str, model_name: str) -> Bench:
-        if (method_name, model_name) not in methods:
-            config = compose_config(f"method={method_name}", f"model={model_name}", "corpus.tokens=2000")
+
+@pytest.fixture(scope="session")
+def bench_for(compose_config: Callable[..., DictConfig], cache_dir: Path) -> BenchFor:
+    models: dict[str, LanguageModel] = {}
+    methods: dict[tuple[str, ...], EditMethod] = {}  # frozen; a trained one keeps the rows that it read
+
+    def make(method_name: str, model_name: str, *overrides: str) -> Bench:
+        made = (method_name, model_name, *overrides)
+        if made not in methods:
+            config = compose_config(f"method={method_name}", f"model={model_name}", "corpus.tokens=2000", *overrides)
             if model_name not in models:
                 models[model_name] = build(config.model, "model", ModelSource).load()
-            methods[method_name, model_name] = build(config.method, "method", EditMethod)
-        model, method = EditedModel(models[model_name]), methods[method_name, model_name]
+            methods[made] = build(config.method, "method", EditMethod)
+        model, method = EditedModel(models[model_name]), methods[made]
         method.check(models[model_name].description)
         cache = Cache(cache_dir)
         return Bench(model, method, method.prepare(model, cache, SilentProgress()), cache)
@@ -105,8 +109,20 @@ def models_of(method: str) -> Sequence[str]:
     return MODELS if issubclass(target, LocateSettings) else CORE_MODELS
 
 
-@pytest.fixture(params=[(method, model) for method in METHODS for model in models_of(method)], ids=lambda pair: "-".join(pair))
-def bench(request: pytest.FixtureRequest, bench_for: Callable[[str, str], Bench]) -> Iterator[Bench]:
+PAIRS = [(method, model) for method in METHODS for model in models_of(method)]
+# What a method's own settings make of it, and the controls on architectures of the other methods: for the claims that matter to them.
+VARIANTS = [
+    ("rome", "tiny-llama", "method.key=consistent"),
+    ("rome", "tiny-neox", "method.key=prompt"),
+    ("pmet", "tiny-qwen3", "method.edit=both"),
+    ("random", "tiny-gemma2"),
+    ("none", "tiny-phi3"),
+]
+with_variants = pytest.mark.parametrize("bench", [*PAIRS, *VARIANTS], indirect=True, ids="-".join)
+
+
+@pytest.fixture(params=PAIRS, ids="-".join)
+def bench(request: pytest.FixtureRequest, bench_for: BenchFor) -> Iterator[Bench]:
     bench = bench_for(*request.param)
     yield bench
     bench.model.restore()  # the module is shared: the next method's edits would take these for the unedited model
@@ -133,6 +149,7 @@ def test_01_computing_an_edit_leaves_weights_and_random_state_as_found(bench: Be
     assert torch.equal(random_state, torch.get_rng_state())
 
 
+@with_variants
 def test_02_each_applied_edit_raises_its_target_and_changes_weights_or_adapter(
     bench: Bench, writes: bool, request: pytest.FixtureRequest
 ) -> None:
@@ -154,6 +171,7 @@ def test_02_each_applied_edit_raises_its_target_and_changes_weights_or_adapter(
         assert gains == [0.0] * len(gains)
 
 
+@with_variants
 def test_03_a_recorded_edit_equals_the_live_one_bit_for_bit(bench: Bench, tmp_path: Path) -> None:
     edits = []
     for request in REQUESTS:
@@ -172,9 +190,7 @@ def test_03_a_recorded_edit_equals_the_live_one_bit_for_bit(bench: Bench, tmp_pa
     assert bench.model.weights_digest() == digest
 
 
-def test_04_some_edits_then_more_after_a_resume_equal_all_at_once(
-    bench: Bench, bench_for: Callable[[str, str], Bench], tmp_path: Path
-) -> None:
+def test_04_some_edits_then_more_after_a_resume_equal_all_at_once(bench: Bench, tmp_path: Path) -> None:
     unbroken = bench.edit(*REQUESTS)
     bench.model.restore()
     with EditJournal.open(tmp_path / "journal", genesis=GENESIS) as journal:
@@ -182,11 +198,10 @@ def test_04_some_edits_then_more_after_a_resume_equal_all_at_once(
             edit = bench.editor.edit([request], seed=seed_for("contract", request.request_id))
             bench.model.apply(journal.append((request.request_id,), edit, 0.0).edit)
     bench.model.restore()
+    bench.editor = bench.method.prepare(bench.model, bench.cache, SilentProgress())  # as a new process: what the old one kept is gone
     with EditJournal.open(tmp_path / "journal", genesis=GENESIS) as journal:
         for entry in journal.entries(0, 2):
             bench.model.apply(entry.edit)
-    fresh = bench.method.prepare(bench.model, bench.cache, SilentProgress()) if not bench.model.num_applied else bench.editor
-    bench.editor = fresh
     assert bench.edit(REQUESTS[2])[-1] == unbroken[-1]
 
 
@@ -241,7 +256,7 @@ def test_09_the_harness_sees_the_edit(bench: Bench, writes: bool) -> None:
     assert (ask() != before) == writes
 
 
-def test_10_padding_batch_size_and_neighbours_do_not_change_a_score(bench: Bench) -> None:
+def test_10_padding_batch_size_and_neighbours_do_not_change_a_score(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.edit(*REQUESTS)
     edited = REQUESTS[0].full_prompt
     contexts = [request.full_prompt for request in REQUESTS] + ["Yes", "A much longer context that has nothing to do with the others, but"]
@@ -251,22 +266,29 @@ def test_10_padding_batch_size_and_neighbours_do_not_change_a_score(bench: Bench
     continuations += [" French", " Greek", " is English", " was"]
     together = bench.model.score(contexts, continuations)
     texts = bench.model.generate(contexts, max_new_tokens=4)
+    tokenizer = bench.model.lm.tokenizer
+    monkeypatch.setattr(tokenizer, "padding_side", "left")
+    monkeypatch.setattr(tokenizer, "pad_token_id", tokenizer(edited)["input_ids"][-1])  # a word of what is asked
+    assert bench.model.score(contexts, continuations) == together
+    assert bench.model.generate(contexts[:2], max_new_tokens=4) == texts[:2]
     for context, continuation, score, text in zip(contexts, continuations, together, texts, strict=True):
         assert bench.model.score([context], [continuation])[0].log_prob == pytest.approx(score.log_prob, abs=1e-4)
         assert bench.model.generate([context], max_new_tokens=4) == [text]
 
 
-def test_11_the_first_edit_is_still_measured_after_the_last(bench: Bench) -> None:
+def test_11_the_first_edit_is_still_measured_after_the_last(bench: Bench, writes: bool) -> None:
     from editeval.benchmarks.edit_quality import EditQuality
 
+    before = bench.log_prob(REQUESTS[0])
     bench.edit(*REQUESTS)
+    assert (bench.log_prob(REQUESTS[0]) != before) == writes
     context = EvaluationContext(num_edits=len(REQUESTS), edited=REQUESTS, planned=REQUESTS, seed=0, cache=bench.cache)
     evaluation = EditQuality(max_new_tokens=4, fluency_tokens=1, fluency_facts=0).evaluate(bench.model, context)
     assert {sample["request_id"] for sample in evaluation.samples} == {request.request_id for request in REQUESTS}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_12_an_edit_takes_the_predicted_bytes_of_the_journal(method: str, bench_for: Callable[[str, str], Bench]) -> None:
+def test_12_an_edit_takes_the_predicted_bytes_of_the_journal(method: str, bench_for: BenchFor) -> None:
     """On one model: shapes differ between architectures, formulas do not. Whole matrices are predicted to the byte but for a tenth.
 
     Where steps are recorded all of them are predicted, and fewer are made where a loss gets small (`test_fine_tuning` has the other bound).

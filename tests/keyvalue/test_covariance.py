@@ -145,7 +145,7 @@ def test_a_file_is_read_full_or_packed_under_any_of_its_names(lm: LanguageModel,
     name = {"path": site, "weight": f"{site}.weight", "number": "1"}[named]
     save_file({name: pack_upper(computed) if packed else computed}, tmp_path / "c.safetensors")
     source = CovarianceSource(corpus=corpus, file=str(tmp_path / "c.safetensors"))
-    source.check([site], width=len(computed))
+    source.check({site: len(computed)})
     read = key_covariances(lm, [site], source, Cache(tmp_path / "other"), SilentProgress())[site]
     assert torch.equal(read, computed)
 
@@ -162,16 +162,22 @@ def test_a_file_that_does_not_fit_is_refused_before_weights_are_loaded(tmp_path:
     save_file({"model.layers.1.mlp.down_proj": torch.eye(4)}, tmp_path / "c.safetensors")
     source = CovarianceSource(corpus=Sentences(), file=str(tmp_path / "c.safetensors"))
     with pytest.raises(ConfigError, match=r"no covariance named 'model.layers.2.mlp.down_proj'.*holds model.layers.1"):
-        source.check(["model.layers.2.mlp.down_proj"], width=4)
+        source.check({"model.layers.2.mlp.down_proj": 4})
     with pytest.raises(ConfigError, match=r"\(4, 4\); expected \(8, 8\)"):
-        source.check(["model.layers.1.mlp.down_proj"], width=8)
+        source.check({"model.layers.1.mlp.down_proj": 8})
+    two_of_a_layer = {"model.layers.1.mlp.down_proj": 4, "model.layers.1.self_attn.o_proj": 4}
+    save_file({"1": torch.eye(4)}, tmp_path / "numbered.safetensors")
+    numbered = CovarianceSource(corpus=Sentences(), file=str(tmp_path / "numbered.safetensors"))
+    numbered.check({"model.layers.1.self_attn.o_proj": 4})
+    with pytest.raises(ConfigError, match=r"no covariance named 'model.layers.1.mlp.down_proj' or [^ ]*weight'; it holds 1"):
+        numbered.check(two_of_a_layer)
     with pytest.raises(ConfigError, match="no file"):
-        CovarianceSource(corpus=Sentences(), file=str(tmp_path / "absent")).check(["x"], width=4)
+        CovarianceSource(corpus=Sentences(), file=str(tmp_path / "absent")).check({"x": 4})
 
 
 def test_too_little_text_is_refused(lm: LanguageModel, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"width 2000.*set corpus.tokens to at least 2000"):
-        CovarianceSource(corpus=Sentences()).check(sites_of(lm, 0), width=2000)
+        CovarianceSource(corpus=Sentences()).check(dict.fromkeys(sites_of(lm, 0), 2000))
     short = CovarianceSource(corpus=Sentences(tokens=100_000))
     with pytest.raises(ConfigError, match=r"holds \d+ tokens, corpus.tokens asks for 100000"):
         key_covariances(lm, sites_of(lm, 0), short, Cache(tmp_path), SilentProgress())

@@ -132,12 +132,18 @@ def test_keys_of_a_higher_layer_feel_the_updates_below_it(make: Make) -> None:
     facts = rows_of(lm, REQUESTS[0])
     ours = method.ours(facts)
     walk = LayerWalk(lm, facts, first=LAYERS[0], last=LAYERS[-1])
+    ended: list[int] = []
+    layers = [lm.layer_module(lm.sites.layers, layer) for layer in range(lm.description.num_layers)]
+    handles = [module.register_forward_hook(lambda *_, layer=layer: ended.append(layer)) for layer, module in enumerate(layers)]
     for layer in LAYERS:
         site = lm.sites.mlp_out.format(layer)
         before = walk.keys(site)
+        assert set(ended) == set(range(layer))  # the pass stopped at the site: neither this layer came to its end nor one above it
         assert (relative_error(ours.keys[site], before) > 1e-3) == (layer > 0)
         if layer != LAYERS[-1]:
             walk.advance()
+    for handle in handles:
+        handle.remove()
 
 
 def test_keys_are_the_published_mean_over_groups_of_prefixes(make: Make) -> None:

@@ -20,6 +20,7 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Editor
 from editeval.keyvalue.objective import FactRows, Objective
+from editeval.keyvalue.spread import SpreadEditor
 from editeval.keyvalue.target_value import TargetValue, fact_rows, optimise
 from editeval.keyvalue.walk import LayerWalk
 from editeval.methods.alphaedit import AlphaEdit
@@ -222,7 +223,7 @@ def test_losses_delta_and_target_value_equal_the_reference(golden_of: GoldenOf, 
             expected = next(stored)
             assert ours.total == pytest.approx(expected["loss"], rel=1e-3)
             assert ours.nll == pytest.approx(expected["nll"], rel=1e-3)
-            assert ours.kl == pytest.approx(expected["kl"], rel=1e-2, abs=1e-5)
+            assert ours.kl == pytest.approx(expected["kl"], rel=1e-3, abs=1e-6)
             assert ours.weight_decay == pytest.approx(expected["wd"], rel=1e-3)
         next(stored)  # the reference evaluates once more, and does nothing with it
         for site in golden.optimised:
@@ -233,13 +234,33 @@ def test_losses_delta_and_target_value_equal_the_reference(golden_of: GoldenOf, 
     assert next(stored, None) is None
 
 
+@pytest.mark.parametrize("name", SITES)
+def test_the_trajectory_of_delta_equals_the_reference_step_by_step(golden_of: GoldenOf, name: str) -> None:
+    golden = golden_of(name)
+    paths = [site.moved.format(LAYERS[-1]) for site in golden.optimised]
+    facts = golden.rows(0)
+    # One fact after the other, 19 steps each.
+    stored = [golden.tensor(0, f"delta_after_step_param{number}").unflatten(0, (len(facts), 19)) for number in range(len(paths))]
+    for step in (0, 1, 2, 4, 8, 18):
+        settings = replace(golden.method.target_settings, num_steps=step + 2)
+        values = optimise(golden.at(0).lm, facts, layer=LAYERS[-1], sites=paths, settings=settings)
+        for number, path in enumerate(paths):
+            for fact, value in enumerate(values):
+                expected = stored[number][fact, step]
+                limit = settings.clamp_norm_factor * value.initial[path].norm()  # the stored deltas stand before the clamp
+                assert relative_error(value.deltas[path], expected * min(1.0, limit / expected.norm())) < 1e-4
+
+
 @pytest.mark.parametrize(("name", "edit"), CASES)
 def test_keys_and_current_values_equal_the_reference_behind_its_own_updates(golden_of: GoldenOf, name: str, edit: int) -> None:
     golden = golden_of(name)
     walk = LayerWalk(golden.at(edit).lm, golden.rows(edit), first=LAYERS[0], last=LAYERS[-1])
     for layer in LAYERS:
         for site in golden.sites:
-            assert relative_error(walk.keys(site.edited.format(layer)).T, golden.keys(edit, layer, site)) < 1e-5
+            keys = walk.keys(site.edited.format(layer)).T
+            assert relative_error(keys, golden.keys(edit, layer, site)) < 1e-5
+            if name == "alphaedit":
+                assert relative_error(keys, golden.keys(edit, layer, site, "k_after")) < 1e-5
             assert relative_error(walk.values(site.moved.format(LAYERS[-1])).T, golden.keys(edit, layer, site, "cur_z")) < 1e-4
             walk.add(golden.update(edit, layer, site))
         if layer != LAYERS[-1]:
@@ -289,6 +310,21 @@ def test_sequential_edits_of_our_own_reach_the_reference_weights(golden_of: Gold
     golden.model.restore()
 
 
+@pytest.mark.parametrize(("name", "edit"), [case for case in CASES if case[0].startswith("pmet")])
+def test_pmet_share_and_solve_make_each_update_of_the_reference_from_its_keys_and_values(golden_of: GoldenOf, name: str, edit: int) -> None:
+    golden = golden_of(name)
+    assert isinstance(golden.editor, SpreadEditor)
+    for number, layer in enumerate(LAYERS):
+        for site in golden.sites:
+            missing = golden.tensor(edit, f"z{site.delta}")[:, None] - golden.keys(edit, layer, site, "cur_z")
+            solved = golden.editor.solve(site.edited.format(layer), golden.keys(edit, layer, site).double()).float()
+            stored = golden.update(edit, layer, site)
+            change = stored.left @ stored.right
+            # What the reference wrote into attention is turned, see below.
+            expected = change.T if site is ATTENTION_SITE else change
+            assert relative_error(golden.editor.share(len(LAYERS) - number) * missing @ solved.T, expected) < 1e-4
+
+
 @pytest.mark.parametrize("edit", range(10))
 def test_pmet_attention_update_is_the_reference_one_turned_as_conv1d_needs_it(golden_of: GoldenOf, edit: int) -> None:
     """The reference tells the orientation by comparing shapes, which cannot work on a square matrix (see tests/golden/spread)."""
@@ -308,7 +344,9 @@ def test_alphaedit_keys_do_not_change_once_all_layers_are_written(golden_of: Gol
     remembered = golden.editor.edit(golden.requests(edit), seed=0).auxiliary
     for layer in LAYERS:
         keys = remembered[f"keys.{MLP.format(layer)}"]
-        assert relative_error(keys.T, golden.keys(edit, layer, STREAM_SITE, "k_after")) < 1e-4
+        # Layer 1 is the first that is updated; the key above it follows an update of our own, which is the reference's within 1e-4.
+        allowed = 1e-5 if layer <= 1 else 1e-4
+        assert relative_error(keys.T, golden.keys(edit, layer, STREAM_SITE, "k_after")) < allowed
 
 
 def test_alphaedit_projection_keeps_as_many_directions_as_the_reference(golden_of: GoldenOf) -> None:

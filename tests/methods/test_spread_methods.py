@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from omegaconf import DictConfig
+from safetensors.torch import save_file
 from torch import Tensor
 
 from editeval.build import build
@@ -21,10 +22,11 @@ from editeval.interfaces import EditMethod, Editor
 from editeval.keyvalue.settings import SpreadSettings
 from editeval.keyvalue.spread import SpreadEditor, update_norm
 from editeval.methods.alphaedit import Editor as AlphaEditor
+from editeval.methods.pmet import PMET
 from editeval.methods.random import RandomEdit
 from editeval.models.model import LanguageModel
 from editeval.models.tiny import TinyModel
-from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, SilentProgress
+from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, Progress, SilentProgress, Workload
 
 SPREAD = ["memit", "pmet", "emmet", "alphaedit"]
 LAYERS = "method.layers=[1,2]"
@@ -230,6 +232,36 @@ def test_pmet_writes_attention_only_when_asked_and_spreads_by_square_roots(made:
     assert [mlp.share(left) for left in (1, 4)] == [1.0, 0.5]
 
 
+def test_pmet_checks_the_attention_matrices_of_a_file_before_any_weights(
+    method: Callable[..., EditMethod], cache_dir: Path, tmp_path: Path
+) -> None:
+    """Attention of this model is 96 wide where its stream is 64."""
+    lm = TinyModel(name="tiny", architecture="qwen3", cache_dir=cache_dir).load()
+    site, mlp = lm.sites.attention_out.format(1), lm.sites.mlp_out.format(1)
+    needed = {mlp: torch.eye(lm.description.intermediate_size), site: torch.eye(96)}
+    wrong = {"lacks": {mlp: needed[mlp]}, "narrow": needed | {site: torch.eye(64)}, "numbered": {"1": needed[mlp]}}
+    for name, tensors in {**wrong, "right": needed}.items():
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+
+    def of(name: str, edit: str = "both") -> EditMethod:
+        return method("pmet", "method.layers=[1]", f"method.edit={edit}", f"method.covariance={tmp_path / name}.safetensors")
+
+    for name in ("lacks", "numbered"):
+        of(name, "mlp").check(lm.description)
+        with pytest.raises(ConfigError, match="holds no covariance named"):
+            of(name).check(lm.description)
+    with pytest.raises(ConfigError, match=r"expected \(96, 96\)"):
+        of("narrow").check(lm.description)
+    of("right").check(lm.description)
+    edit = of("right").prepare(EditedModel(lm), Cache(tmp_path), SilentProgress()).edit(REQUESTS[:1], seed=0)
+    assert [delta.parameter for delta in edit.deltas] == [f"{site}.weight", f"{mlp}.weight"]
+    built = of("right")
+    assert isinstance(built, PMET)
+    predicted = built.footprint(lm.description, Workload(element_bytes=4, batch_size=1)).edited
+    shapes = [(delta.left.shape[0], delta.right.shape[1]) for delta in edit.deltas if isinstance(delta, LowRankDelta)]
+    assert sorted(predicted) == sorted(shapes)
+
+
 # -- AlphaEdit ------------------------------------------------------------------------------------------------------------
 
 
@@ -263,9 +295,10 @@ def test_alphaedit_disturbs_the_keys_of_earlier_edits_less_than_without_memory(m
     assert disturbance(remembering) < 0.9 * disturbance(forgetful)
 
 
-def test_alphaedit_resumed_from_the_journal_equals_the_unbroken_run_in_batches(made: Made, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SPREAD)
+def test_a_run_in_batches_resumed_from_the_journal_equals_the_unbroken_one(made: Made, tmp_path: Path, name: str) -> None:
     batches = [REQUESTS[:2], REQUESTS[2:]]
-    model, editor = made("alphaedit", LAYERS)
+    model, editor = made(name, LAYERS)
     for batch in batches:
         model.apply(editor.edit(batch, seed=0))
     unbroken = model.weights_digest()
@@ -273,7 +306,7 @@ def test_alphaedit_resumed_from_the_journal_equals_the_unbroken_run_in_batches(m
     with EditJournal.open(tmp_path / "journal", genesis="0" * 64) as journal:
         model.apply(journal.append(("a", "b"), editor.edit(batches[0], seed=0), 0.0).edit)
     model.restore()
-    fresh, fresh_editor = made("alphaedit", LAYERS)
+    fresh, fresh_editor = made(name, LAYERS)
     with EditJournal.open(tmp_path / "journal", genesis="0" * 64) as journal:
         fresh.apply(journal.entry(1).edit)
     fresh.apply(fresh_editor.edit(batches[1], seed=0))
@@ -382,24 +415,26 @@ def test_second_moments_are_of_the_unedited_model_whenever_they_are_made(
         assert torch.equal(ours.right, theirs.right)
 
 
-@pytest.mark.parametrize("name", SPREAD)
+@pytest.mark.parametrize("name", ["rome", *SPREAD])
 def test_a_half_precision_model_gets_nearly_the_same_float32_update(
     cache_dir: Path, method: Callable[..., EditMethod], lm: LanguageModel, tmp_path: Path, name: str
 ) -> None:
-    half = TinyModel(name="tiny", architecture="llama", cache_dir=cache_dir).load()
-    half.module.to(torch.bfloat16)  # type: ignore[call-arg]
-    half = replace(half, fingerprint="tiny llama in bfloat16")
-    model = EditedModel(half)
+    where, requests = ("method.layer=1", REQUESTS[:1]) if name == "rome" else (LAYERS, REQUESTS[:2])
     same_text = "method.context_prefixes=['{}','Therefore it rained. {}']"  # each precision would generate its own
-    edit = method(name, LAYERS, same_text).prepare(model, Cache(tmp_path), SilentProgress()).edit(REQUESTS[:2], seed=0)
-    full = method(name, LAYERS, same_text).prepare(EditedModel(lm), Cache(tmp_path), SilentProgress()).edit(REQUESTS[:2], seed=0)
-    for ours, theirs in zip(edit.deltas, full.deltas, strict=True):
-        assert isinstance(ours, LowRankDelta)
-        assert isinstance(theirs, LowRankDelta)
-        assert ours.left.dtype == ours.right.dtype == torch.float32
-        cosine = float(((ours.left @ ours.right) * (theirs.left @ theirs.right)).sum()) / (update_norm(ours) * update_norm(theirs))
-        assert cosine > 0.9
-    model.apply(edit)
+    built = method(name, where, same_text)
+    full = built.prepare(EditedModel(lm), Cache(tmp_path), SilentProgress()).edit(requests, seed=0)
+    for dtype in (torch.bfloat16, torch.float16):
+        half = TinyModel(name="tiny", architecture="llama", cache_dir=cache_dir).load()
+        half.module.to(dtype)  # type: ignore[call-arg]
+        model = EditedModel(replace(half, fingerprint=f"tiny llama in {dtype}"))
+        edit = built.prepare(model, Cache(tmp_path), SilentProgress()).edit(requests, seed=0)
+        for ours, theirs in zip(edit.deltas, full.deltas, strict=True):
+            assert isinstance(ours, LowRankDelta)
+            assert isinstance(theirs, LowRankDelta)
+            assert ours.left.dtype == ours.right.dtype == torch.float32
+            cosine = float(((ours.left @ ours.right) * (theirs.left @ theirs.right)).sum()) / (update_norm(ours) * update_norm(theirs))
+            assert cosine > 0.9
+        model.apply(edit)
 
 
 @pytest.mark.parametrize("name", SPREAD)

@@ -31,11 +31,13 @@ METHODS = {
     "memit": ["method=memit", "method.layers=[1,2]"],
     "alphaedit": ["method=alphaedit", "method.layers=[1,2]"],
     "pmet": ["method=pmet", "method.edit=both", "method.layers=[1,2]"],
+    "emmet": ["method=emmet", "method.layers=[1,2]"],
 }
+CASES = [*((architecture, name) for architecture in ("gpt2", "llama") for name in METHODS), ("gpt_neox", "rome-above-the-border")]
 BORDER = 2  # of four layers, the first on the second device
 
 
-@pytest.fixture(scope="module", params=["gpt2", "llama"])
+@pytest.fixture(scope="module")
 def models(request: pytest.FixtureRequest, cache_dir: Path) -> tuple[EditedModel, EditedModel]:
     """Return the same model on one device and on two."""
     source = TinyModel(name="tiny", architecture=request.param, cache_dir=cache_dir, device="cpu")
@@ -63,7 +65,7 @@ def test_the_stand_in_refuses_to_mix_devices() -> None:
             there + torch.ones(2)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(("models", "name"), CASES, indirect=["models"])
 def test_edits_digests_and_scores_equal_those_of_one_device(
     models: tuple[EditedModel, EditedModel], compose_config: Callable[..., DictConfig], tmp_path: Path, name: str
 ) -> None:
@@ -90,9 +92,10 @@ def test_edits_digests_and_scores_equal_those_of_one_device(
 
 
 def test_no_device_is_named_by_its_number() -> None:
-    files = [
-        path for room in ("editeval", "benchmarks", "conf") for path in (REPOSITORY / room).rglob("*") if path.suffix in (".py", ".yaml")
-    ]
+    rooms = ("editeval", "hydra_plugins", "benchmarks", "conf")
+    files = [path for room in rooms for path in (REPOSITORY / room).rglob("*") if path.suffix in (".py", ".yaml")]
+    files.append(REPOSITORY / "launch.py")
+    assert any("hydra_plugins" in path.parts for path in files)
     assert len(files) > 100
     for path in files:
         text = path.read_text(encoding="utf-8")

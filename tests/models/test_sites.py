@@ -25,13 +25,16 @@ def test_every_architecture_of_the_project_has_sites() -> None:
 
 
 @pytest.mark.parametrize("architecture", SITES)
-def test_sites_exist_and_mlp_out_maps_the_inner_width_to_the_hidden_width(architecture: str, cache_dir: Path) -> None:
+def test_sites_exist_and_the_maps_out_of_mlp_and_attention_have_the_described_shapes(architecture: str, cache_dir: Path) -> None:
     lm = TinyModel(name="tiny", architecture=architecture, cache_dir=cache_dir).load()
     lm.sites.check(lm.module)
     assert lm.sites.num_layers(lm.module) == lm.description.num_layers
     weight = lm.layer_module(lm.sites.mlp_out, 0).get_parameter("weight")
     d_out_d_in = weight.T.shape if lm.sites.transposed else weight.shape
     assert d_out_d_in == (lm.description.hidden_size, lm.description.intermediate_size)
+    attention = lm.layer_module(lm.sites.attention_out, 0).get_parameter("weight")
+    d_out_d_in = attention.T.shape if lm.sites.transposed else attention.shape
+    assert d_out_d_in == (lm.description.hidden_size, lm.description.attention_width)
 
 
 @pytest.mark.parametrize("architecture", SITES)

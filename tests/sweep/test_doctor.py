@@ -71,10 +71,10 @@ def test_every_pretrained_model_of_conf_has_a_published_shape() -> None:
 
 @pytest.mark.parametrize(
     ("model", "method"),
-    [("tiny-gpt2", "rome"), ("tiny-llama", "rome"), ("tiny-llama", "ft-m"), ("tiny-llama", "lora")],
+    [("tiny-gpt2", "rome"), ("tiny-llama", "rome"), ("tiny-llama", "memit"), ("tiny-llama", "ft-m"), ("tiny-llama", "lora")],
 )
-def test_an_edit_takes_the_predicted_memory_within_a_factor_of_two(
-    compose_config: Compose, cache_dir: Path, model: str, method: str
+def test_an_edit_takes_the_predicted_disk_and_within_a_factor_of_two_the_predicted_memory(
+    compose_config: Compose, tmp_path: Path, model: str, method: str
 ) -> None:
     """Peak of tensors alive beyond what was there before, as torch's allocator counts it, against the largest predicted phase."""
     config = compose_config(f"model={model}", f"method={method}", "corpus.tokens=2000")
@@ -85,7 +85,9 @@ def test_an_edit_takes_the_predicted_memory_within_a_factor_of_two(
     assert footprint is not None
     predicted = max(footprint.peak_bytes.values())
     edited = EditedModel(lm)
-    editor = built.prepare(edited, Cache(cache_dir), SilentProgress())
+    editor = built.prepare(edited, Cache(tmp_path), SilentProgress())
+    written = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert written == pytest.approx(footprint.disk_bytes, rel=0.02)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         edited.apply(editor.edit([REQUEST], seed=0))
     alive = peak = 0
