@@ -350,7 +350,7 @@ def test_the_interval_of_efficacy_covers_the_mean_over_orders(tmp_path: Path) ->
             run.table.cells[100, column] = replace(run.table.cells[100, column], value=share)  # type: ignore[index]
         interval = series.quality("efficacy")[100]
         covered += interval.low <= 0.6 <= interval.high
-    assert covered / repeats >= 0.92  # pooled as independent facts: .36
+    assert 0.92 <= covered / repeats <= 0.98  # pooled as independent facts: .36
 
 
 def test_the_area_between_siblings_is_the_planted_one(tmp_path: Path) -> None:
@@ -381,6 +381,24 @@ def test_scale_is_tested_where_something_was_lost_and_needs_five_sizes(tmp_path:
     edits = folders[-1] / "edits.jsonl"
     edits.write_text(edits.read_text().replace("fact-10", "another"))
     assert "not the same edits at every size" in verdict(series_of(read_study(folders, KNOWN), KNOWN), "F4.3").reason
+
+
+def test_larger_models_that_lose_more_refute_that_they_lose_less_and_sizes_without_an_order_leave_it_open(tmp_path: Path) -> None:
+    names = list(KNOWN.families["Pythia"])
+
+    def sizes(root: Path, edits: Iterable[float]) -> Verdict:
+        runs = [
+            PlantedRun(model=name, rungs=(10, 50), benchmarks=benchmarks(falls_at(half))) for name, half in zip(names, edits, strict=True)
+        ]
+        return verdict(study(root, runs), "F4.3")
+
+    shrinks = sizes(tmp_path / "shrinks", [5 * 2**place for place in reversed(range(len(names)))])
+    assert shrinks.outcome == Outcome.REFUTED
+    assert float(shrinks.table[1][6]) < -0.9
+    assert "0 for, 1 against, 0 open" in shrinks.reason
+    mixed = sizes(tmp_path / "mixed", [5, 40, 10, 80, 7, 20, 14])
+    assert (mixed.outcome, len(mixed.table)) == (Outcome.UNDECIDED, 2)
+    assert "0 for, 0 against, 1 open" in mixed.reason
 
 
 @pytest.mark.parametrize(("factors", "outcome"), [((1, 1, 1, 1), Outcome.CONFIRMED), ((0.1, 0.5, 2, 10), Outcome.REFUTED)])
@@ -449,6 +467,45 @@ def test_thousands_of_edits_say_nothing_of_dozens(tmp_path: Path) -> None:
     found = safety(tmp_path, Planted(name="truthfulqa", kept=keeps(0.5), n=500), methods=("rome",), rungs=(1000,))
     assert found.outcome == Outcome.UNDECIDED
     assert len(found.table) == 1
+
+
+# -- muting ----------------------------------------------------------------------------------------------------------------
+
+
+def muted(root: Path, kept: Sequence[Share], *, rung: int = 10_000) -> Verdict:
+    """Return F-mute of methods that after so many edits still answer this share of what they knew, and write nothing to the rest."""
+    runs = [
+        PlantedRun(
+            method=f"method{place}",
+            rungs=(10, rung),
+            benchmarks=tuple(Planted(name=name, kept=share, base=0.95, chance=0, generated=True) for name in ("gsm8k", "triviaqa", "bbh")),
+        )
+        for place, share in enumerate(kept)
+    ]
+    return verdict(study(root, runs), "F-mute")
+
+
+def test_models_that_write_nothing_after_ten_thousand_edits_confirm_that_they_are_mute(tmp_path: Path) -> None:
+    found = muted(tmp_path, [falls_at(100)])
+    assert found.outcome == Outcome.CONFIRMED
+    assert found.table[1][:4] == ("tiny", "method0", "counterfact", "10000")
+    assert 0.5 < float(found.table[1][4]) < 0.95  # what edit quality has them write is among it, and is whole here
+
+
+def test_models_that_still_write_after_ten_thousand_edits_refute_it(tmp_path: Path) -> None:
+    found = muted(tmp_path, [keeps(1.0), keeps(0.8), falls_at(100)])
+    assert found.outcome == Outcome.REFUTED
+    assert "1 for, 2 against, 0 open" in found.reason
+
+
+def test_fewer_edits_or_as_many_mute_models_as_others_leave_open_whether_they_are_mute(tmp_path: Path) -> None:
+    fewer = muted(tmp_path / "fewer", [falls_at(100)], rung=9_999)
+    assert fewer.outcome == Outcome.UNDECIDED
+    assert "No series reaches 10,000 edits" in fewer.reason
+    assert fewer.table[1][3] == "9999"
+    even = muted(tmp_path / "even", [falls_at(100), keeps(1.0)])
+    assert even.outcome == Outcome.UNDECIDED
+    assert "1 for, 1 against, 0 open" in even.reason
 
 
 # -- series ----------------------------------------------------------------------------------------------------------------
