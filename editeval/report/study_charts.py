@@ -170,10 +170,7 @@ def _forms_chart(model: str, benchmarks: Sequence[str], series: Sequence[Series]
         if len({column.benchmark for column in columns}) < 2:
             continue
         curves = [_curve(one, one.efficacy, "efficacy", 0, dashed=True)]
-        curves += [
-            _curve(one, _scores(one, column), f"{column.benchmark} ({column.protocol})", benchmarks.index(column.benchmark) + 1)
-            for column in columns
-        ]
+        curves += [_curve(one, _scores(one, column), column.protocol, benchmarks.index(column.benchmark) + 1) for column in columns]
         chances = dict.fromkeys(chance for column in columns if (chance := one.runs[0].table.chance(column)) is not None)
         levels = tuple(("chance", chance) for chance in chances)
         panels.append(Panel(title=f"{one.method}, {one.dataset}", unit="score", curves=_drawn(curves), levels=levels, quality=True))
@@ -221,7 +218,7 @@ def _monitor_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int
     for column in dict.fromkeys(column for one in mine for column in monitored(one.runs[0])):
         logarithmic = column.metric == "perplexity"
         curves = [_score_curve(one, column, colours[one.method], log=logarithmic) for one in mine]
-        title = f"{_short(column)} {column.metric.replace('_', ' ')}"
+        title = " ".join(dict.fromkeys(f"{_short(column)} {column.metric.replace('_', ' ')}".split()))
         panels.append(Panel(title=title, unit="lower is better", curves=_drawn(curves), share=False, log=logarithmic))
     broken = [_monitor_curve(one, sign_by_run(one, lambda signs: signs.broken_texts), colours[one.method]) for one in mine]
     panels.append(Panel(title="degenerate texts", unit="empty or repeating", curves=_drawn(broken)))
