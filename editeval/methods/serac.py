@@ -179,7 +179,7 @@ class SERAC(LearnsBeforehand):
             raise ConfigError(
                 f"method.counterfactual=null would train a copy of {model.name}, which has {size / 1e9:.1f} billion parameters (at most "
                 f"{LARGEST_COPY / 1e9:.0f}); set it to a small model with the same tokenizer, as published gpt2 for GPT-2 XL and "
-                "JackFram/llama-160m for Llama 2"
+                "JackFram/llama-160m for Llama 2, or to the model's own name or folder to train its copy all the same"
             )
 
     def _part_of_archive(self, part: str) -> Path:
