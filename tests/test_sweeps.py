@@ -137,7 +137,7 @@ def test_the_sizes_of_the_random_family_are_counted(compose_config: Callable[...
 
 def edited_layers(config: DictConfig, num_layers: int, cache: Cache) -> tuple[int, int]:
     """The first and the last layer that a method edits, as its missing statistics name them, in a model of so many layers."""
-    shape = {"hidden_size": 64, "intermediate_size": 256, "vocab_size": 1000, "max_positions": 1024}
+    shape = {"hidden_size": 64, "attention_width": 64, "intermediate_size": 256, "vocab_size": 1000, "max_positions": 1024}
     model = ModelDescription(name="neox", model_type="gpt_neox", num_layers=num_layers, **shape)
     sites = build(config.method, "method", EditMethod).missing_statistics(model, None, cache)
     layers = [int(word) for site in sites for word in site.split(".") if word.isdigit()]

@@ -281,7 +281,14 @@ def test_edited_and_counterfactual_model_keep_packed_copies_beside_each_other(
 
 def test_a_large_model_is_not_copied(compose_config: Callable[..., DictConfig]) -> None:
     large = ModelDescription(
-        name="large", model_type="gpt2", num_layers=48, hidden_size=1600, intermediate_size=6400, vocab_size=50257, max_positions=1024
+        name="large",
+        model_type="gpt2",
+        num_layers=48,
+        hidden_size=1600,
+        attention_width=1600,
+        intermediate_size=6400,
+        vocab_size=50257,
+        max_positions=1024,
     )
     with pytest.raises(ConfigError, match=r"copy of large, which has 1\.6 billion parameters \(at most 1\); set it to a small model"):
         method(compose_config).check(large)

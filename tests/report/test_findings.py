@@ -388,17 +388,19 @@ def test_larger_models_that_lose_more_refute_that_they_lose_less_and_sizes_witho
 
     def sizes(root: Path, edits: Iterable[float]) -> Verdict:
         runs = [
-            PlantedRun(model=name, rungs=(10, 50), benchmarks=benchmarks(falls_at(half))) for name, half in zip(names, edits, strict=True)
+            PlantedRun(model=name, method=method, rungs=(10, 50), benchmarks=benchmarks(falls_at(half)))
+            for name, half in zip(names, edits, strict=True)
+            for method in THREE[:2]
         ]
         return verdict(study(root, runs), "F4.3")
 
     shrinks = sizes(tmp_path / "shrinks", [5 * 2**place for place in reversed(range(len(names)))])
     assert shrinks.outcome == Outcome.REFUTED
     assert float(shrinks.table[1][6]) < -0.9
-    assert "0 for, 1 against, 0 open" in shrinks.reason
+    assert "0 for, 2 against, 0 open" in shrinks.reason
     mixed = sizes(tmp_path / "mixed", [5, 40, 10, 80, 7, 20, 14])
-    assert (mixed.outcome, len(mixed.table)) == (Outcome.UNDECIDED, 2)
-    assert "0 for, 0 against, 1 open" in mixed.reason
+    assert (mixed.outcome, len(mixed.table)) == (Outcome.UNDECIDED, 3)
+    assert "0 for, 0 against, 2 open" in mixed.reason
 
 
 @pytest.mark.parametrize(("factors", "outcome"), [((1, 1, 1, 1), Outcome.CONFIRMED), ((0.1, 0.5, 2, 10), Outcome.REFUTED)])
@@ -486,7 +488,9 @@ def muted(root: Path, kept: Sequence[Share], *, rung: int = 10_000) -> Verdict:
 
 
 def test_models_that_write_nothing_after_ten_thousand_edits_confirm_that_they_are_mute(tmp_path: Path) -> None:
-    found = muted(tmp_path, [falls_at(100)])
+    few = muted(tmp_path / "two", [falls_at(100)] * 2)
+    assert (few.outcome, "At least 3 methods on models are needed" in few.reason) == (Outcome.UNDECIDED, True)
+    found = muted(tmp_path / "three", [falls_at(100)] * 3)
     assert found.outcome == Outcome.CONFIRMED
     assert found.table[1][:4] == ("tiny", "method0", "counterfact", "10000")
     assert 0.5 < float(found.table[1][4]) < 0.95  # what edit quality has them write is among it, and is whole here
@@ -503,9 +507,9 @@ def test_fewer_edits_or_as_many_mute_models_as_others_leave_open_whether_they_ar
     assert fewer.outcome == Outcome.UNDECIDED
     assert "No series reaches 10,000 edits" in fewer.reason
     assert fewer.table[1][3] == "9999"
-    even = muted(tmp_path / "even", [falls_at(100), keeps(1.0)])
+    even = muted(tmp_path / "even", [falls_at(100), keeps(1.0)] * 2)
     assert even.outcome == Outcome.UNDECIDED
-    assert "1 for, 1 against, 0 open" in even.reason
+    assert "2 for, 2 against, 0 open" in even.reason
 
 
 # -- series ----------------------------------------------------------------------------------------------------------------
