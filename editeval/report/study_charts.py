@@ -70,11 +70,11 @@ def _siblings_chart(pair: Mapping[str, str], series: Sequence[Series], colours: 
 
 def _scale_chart(family: str, sizes: Mapping[str, float], series: Sequence[Series], colours: Mapping[str, int]) -> Chart | None:
     """RQ3, figure 4: against the size of the model, one panel a number of edits."""
-    mine = [one for one in series if one.model in sizes and one.mean]
+    mine = [one for one in series if one.model in sizes and (one.mean or one.efficacy)]
     if len({one.model for one in mine}) < 2:
         return None
     panels = []
-    for rung in sorted({rung for one in mine for rung in one.mean}):
+    for rung in sorted({rung for one in mine for rung in (*one.mean, *one.efficacy)} - {0}):
         kept = {_key(one): one.mean[rung] for one in mine if rung in one.mean}
         there = {_key(one): one.efficacy[rung] for one in mine if rung in one.efficacy}
         panels.append(_size_panel(f"efficacy after {rung}", "facts there", mine, there, sizes, colours, quality=True))
