@@ -207,7 +207,7 @@ def test_perplexities_of_other_passages_are_not_averaged(tmp_path: Path) -> None
         )
     page = page_of(folders, tmp_path / "other")
     assert "perplexity is left out: it was not measured with the same settings for every seed" in page
-    assert same.count("passage perplexity") > page.count("passage perplexity")
+    assert same.count("perplexity passage") > page.count("perplexity passage")
 
 
 @pytest.mark.parametrize(
