@@ -15,7 +15,7 @@ from editeval.interfaces import EditMethod
 from editeval.models.tiny import TinyModel
 from editeval.types import EditRequest, SilentProgress
 
-METHODS = ("rome", "alphaedit")
+METHODS = ("rome", "memit", "pmet", "emmet", "alphaedit")
 KEY_WIDTH = 1536  # SmolLM2's: what AlphaEdit remembers of earlier edits grows with it
 WINDOW = 50
 SYLLABLES = ("Ba", "Ke", "Lo", "Mi", "Nu", "Ra", "So", "Ta", "Ve", "Zi")
