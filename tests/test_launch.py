@@ -126,7 +126,7 @@ def test_a_run_killed_at_twenty_random_instants_ends_like_an_unbroken_one(
         process = subprocess.Popen(
             command(tmp_path, cache_dir), cwd=REPOSITORY, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        time.sleep(instants.uniform(3.0, 16.0))
+        time.sleep(instants.uniform(3.0, 12.0))
         finished_first = process.poll() is not None
         if not finished_first:
             os.killpg(process.pid, signal.SIGKILL)

@@ -86,7 +86,7 @@ def test_patterns_of_the_conf_files_keep_what_the_task_reads(name: str, read: st
 @pytest.mark.shared
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "changes"), [("gsm8k", {"limit": 3, "max_new_tokens": 64}), ("bbh", {"task": BBH, "limit": 10, "max_new_tokens": 96})]
+    ("name", "changes"), [("gsm8k", {"limit": 3, "max_new_tokens": 64}), ("bbh", {"task": BBH, "limit": 5, "max_new_tokens": 96})]
 )
 def test_scores_of_real_questions_stay_and_fewer_tokens_are_decoded(
     smollm2: EditedModel, shared_data: Path, tmp_path: Path, name: str, changes: dict[str, Any]
