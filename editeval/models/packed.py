@@ -1,7 +1,7 @@
 """Float32 products on a processor, from copies of the weights that are laid out for it.
 
 How fast a few rows are multiplied by a large matrix depends on how the matrix lies. From a copy that oneDNN has packed once it takes half
-to a third of the time that torch's own product takes, on a processor with AVX-512; on one without, nothing is gained (BENCHMARKS.md has
+to a third of the time that torch's own product takes, on a processor of AMD's with AVX-512; on others nothing is gained (BENCHMARKS.md has
 the figures). The copies take memory, so there is a limit.
 """
 
@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from math import inf
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ FEWEST_ELEMENTS = 2**16
 
 MOST_TERMS = 1024
 """Of a sum that one product makes: rounding errors grow with it, and torch's own products add up in blocks too."""
+
+CPU_INFO = Path("/proc/cpuinfo")
 
 COPIES = 2
 """Of a matrix that gradients go through: as it is, and transposed."""
@@ -125,16 +128,23 @@ def packed_bytes(elements: int) -> int:
 
 
 def allowed_bytes(gib: object) -> int:
-    """Return the bytes that `engine.packed_gib` allows; None: `MOST_BYTES` on a processor with AVX-512, and none on another.
+    """Return the bytes that `engine.packed_gib` allows; None: `MOST_BYTES` on a processor of AMD's with AVX-512, and none on another.
 
     Raises:
         ConfigError: no number, or a negative one.
     """
     if gib is None:
-        return MOST_BYTES if torch.backends.cpu.get_cpu_capability().startswith("AVX512") else 0
+        wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+        return MOST_BYTES if wide and maker() == "AuthenticAMD" else 0  # torch's own library is tuned for Intel's
     if isinstance(gib, bool) or not isinstance(gib, int | float) or not 0 <= gib < inf:
         raise ConfigError(f"engine.packed_gib={gib!r} must be a number of at least 0 (GiB; 0 packs nothing)")
     return round(gib * 2**30)
+
+
+def maker() -> str:
+    """Return who made the processor, as Linux has it; empty where that cannot be read."""
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
 
 
 def all_packed(weights: int, *, element_bytes: int) -> int:

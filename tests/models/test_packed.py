@@ -156,9 +156,25 @@ def test_without_onednn_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(weights) == 0
 
 
-@pytest.mark.parametrize(("capability", "expected"), [("AVX512", MOST_BYTES), ("AVX512_BF16", MOST_BYTES), ("AVX2", 0), ("DEFAULT", 0)])
-def test_nothing_is_packed_by_default_where_it_does_not_pay(capability: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("capability", "cpu", "expected"),
+    [
+        ("AVX512", "processor : 0\nvendor_id : AuthenticAMD\n", MOST_BYTES),
+        ("AVX512_BF16", "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel : 17\n", MOST_BYTES),
+        ("AVX512", "processor : 0\nvendor_id : GenuineIntel\n", 0),
+        ("AVX512", "processor : 0\n", 0),
+        ("AVX512", None, 0),
+        ("AVX2", "vendor_id : AuthenticAMD\n", 0),
+        ("DEFAULT", "vendor_id : AuthenticAMD\n", 0),
+    ],
+)
+def test_nothing_is_packed_by_default_where_it_does_not_pay(
+    capability: str, cpu: str | None, expected: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(packed, "CPU_INFO", tmp_path / "cpuinfo")
+    if cpu is not None:
+        (tmp_path / "cpuinfo").write_text(cpu)
     assert allowed_bytes(None) == expected
     weights = PackedWeights(fewest_elements=1)
     modules = frozen()
