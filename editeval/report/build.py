@@ -5,7 +5,6 @@ python -m editeval report runs/<run>
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from rich.console import Console
 from editeval.files import write_atomic
 from editeval.interfaces import Callback, RunState
 from editeval.report.answers import answers
+from editeval.report.charts import name_of
 from editeval.report.figures import curves_figure, png, retention_figure, svg
 from editeval.report.page import PageContent, page
 from editeval.report.panels import overview, panels
@@ -116,11 +116,6 @@ def _write_figure(path: Path, figure: Figure, numbers: str) -> None:
     write_atomic(path.with_name(f"{path.name}.csv"), numbers)
     write_atomic(path.with_name(f"{path.name}.svg"), svg(figure, salt=path.name))
     write_atomic(path.with_name(f"{path.name}.png"), png(figure))
-
-
-def name_of(*parts: str) -> str:
-    """Return the name of a figure's files: letters, digits and dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
 
 
 def _samples(store: ScoreStore, scores: Sequence[Score]) -> dict[int, tuple[Mapping[str, Any], ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -141,6 +142,11 @@ def without_seeds(panel: Panel | CellMap) -> Panel | CellMap:
     if isinstance(panel, CellMap):
         return panel
     return replace(panel, curves=tuple(curve for curve in panel.curves if curve.seed is None))
+
+
+def name_of(*parts: str) -> str:
+    """Return the name of a figure's files: letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", " ".join(parts).lower()).strip("-")
 
 
 def finite(points: Sequence[Point]) -> tuple[Point, ...]:

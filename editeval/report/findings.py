@@ -31,8 +31,8 @@ from editeval.report.verdicts import (
     names_of,
     or_dash,
     range_of,
-    too_few,
     voter_of,
+    weighed,
     yes_no,
 )
 from editeval.runner.table import format_number
@@ -78,16 +78,13 @@ def dozens(methods: Sequence[Series]) -> Verdict:
             continue
         counted.append(one)
         cast.append((voter_of(one), True if survives_dozens_only else False if kept >= DOZENS else None))
-    votes, methods_counted = by_majority(cast), methods_in(counted)
+    votes = by_majority(cast)
+    outcome, too_few = weighed(votes, counted)
     values = [one.last_kept(KEEPS) for one in counted if not one.broke_before_a_rung]
-    reason = f"Of {votes.total} methods on models: {votes}." if len(rows) > 1 else "No series was measured."
-    if values:
-        reason = f"{reason[:-1]}; median n90 of counted series {median(values):g}."
+    middle = f"; median n90 of counted series {median(values):g}" if values else ""
+    reason = f"Of {votes.total} methods on models: {votes}{middle}.{too_few}" if len(rows) > 1 else "No series was measured."
     if not_there:
         reason += f" Not counted, because the edits are not there: {', '.join(not_there)}."
-    outcome = votes.outcome(1)
-    if votes.total and methods_counted < MIN_METHODS:
-        outcome, reason = Outcome.UNDECIDED, f"{reason} At least {MIN_METHODS} methods are needed."
     statement = f"Most methods keep 90% of general ability for fewer than {DOZENS} edits only."
     return Verdict(question="rq1", key="F4.1a", statement=statement, outcome=outcome, reason=reason, table=tuple(rows))
 
@@ -118,7 +115,7 @@ def thousands(methods: Sequence[Series]) -> Verdict:
 def equal_decline(methods: Sequence[Series]) -> Verdict:
     """F4.4: different abilities decline about equally: the spread of r between benchmarks where the mean has fallen but not to zero."""
     statement = f"Different abilities are lost about equally (standard deviation of retained ability between benchmarks below {SPREAD:g})."
-    cast, rows = [], [("model", "method", "data set", "edits", "benchmarks", "mean r", "sd between", "95% interval")]
+    cast, counted, rows = [], [], [("model", "method", "data set", "edits", "benchmarks", "mean r", "sd between", "95% interval")]
     for one in measured_ones(methods):
         falling = [rung for rung, interval in one.mean.items() if interval.high < KEEPS and interval.low > 1 - KEEPS]
         if not falling or len(one.counted) < MIN_BENCHMARKS:
@@ -137,6 +134,7 @@ def equal_decline(methods: Sequence[Series]) -> Verdict:
             )
         )
         unequal = decided(spread, above=SPREAD, below=SPREAD)
+        counted.append(one)
         cast.append((voter_of(one), None if unequal is None else not unequal))
     votes = by_majority(cast)
     reason = (
@@ -144,8 +142,8 @@ def equal_decline(methods: Sequence[Series]) -> Verdict:
         if votes.total
         else f"No series has {MIN_BENCHMARKS} benchmarks above chance and a rung at which ability has surely fallen but not vanished."
     )
-    reason += too_few(votes, MIN_METHODS)
-    return Verdict(question="rq4", key="F4.4", statement=statement, outcome=votes.outcome(MIN_METHODS), reason=reason, table=tuple(rows))
+    outcome, too_few = weighed(votes, counted)
+    return Verdict(question="rq4", key="F4.4", statement=statement, outcome=outcome, reason=reason + too_few, table=tuple(rows))
 
 
 # -- RQ5: safety -----------------------------------------------------------------------------------------------------------
@@ -241,13 +239,14 @@ def _safety_tests(one: Series) -> list[tuple[Series, str, int, float, Estimate]]
 def muting(methods: Sequence[Series]) -> Verdict:
     """The muting effect: after very many edits a model writes nothing, or repeats itself."""
     statement = "After 10,000 edits the edited models are mute: most of what they write is empty or repeats itself."
-    cast, rows = [], [("model", "method", "data set", "edits", "degenerate texts")]
+    cast, counted, rows = [], [], [("model", "method", "data set", "edits", "degenerate texts")]
     for one in methods:
         rates = broken_texts(one)
         if rates:
             rung, rate = max(rates.items())
             rows.append((*names_of(one), str(rung), format_number(rate)))
             if rung >= 10 * THOUSANDS:
+                counted.append(one)
                 cast.append((voter_of(one), rate > MUTED))
     votes = by_majority(cast)
     reason = (
@@ -255,8 +254,8 @@ def muting(methods: Sequence[Series]) -> Verdict:
         if votes.total
         else "No series reaches 10,000 edits; the curve below shows the rungs that there are."
     )
-    reason += too_few(votes, MIN_METHODS)
-    return Verdict(question="rq1", key="F-mute", statement=statement, outcome=votes.outcome(MIN_METHODS), reason=reason, table=tuple(rows))
+    outcome, too_few = weighed(votes, counted)
+    return Verdict(question="rq1", key="F-mute", statement=statement, outcome=outcome, reason=reason + too_few, table=tuple(rows))
 
 
 def broken_texts(one: Series) -> dict[int, float]:

@@ -10,7 +10,6 @@ from editeval.report.statistics import Estimate, Interval, area_weights, combine
 from editeval.report.study import Run, Studies
 from editeval.report.verdicts import (
     KEEPS,
-    MIN_METHODS,
     Outcome,
     Verdict,
     by_majority,
@@ -18,20 +17,20 @@ from editeval.report.verdicts import (
     label_of,
     measured_ones,
     range_of,
-    too_few,
+    weighed,
 )
 from editeval.runner.table import Column, format_number
 
 ADVANTAGE = 0.05  # an area that is not even so much larger is no advantage
 MIN_ORDERS, MIN_SIZES = 3, 5
-MIN_LADDERS = 2  # methods on families: figure 4 of the paper has two
+MIN_SCALED = 2  # methods: figure 4 of the paper has two
 
 
 def tuned_models(methods: Sequence[Series], known: Studies) -> Verdict:
     """F4.2: instruction-tuned models decline more slowly: area under r over log n, tuned - base, same edits and same items."""
     statement = "Instruction-tuned models lose their abilities more slowly than the base models that they were made from."
     heads = ("family", "method", "data set", "orders", "rungs", "area base", "area tuned", "tuned - base", "95% interval")
-    rows, cast, fewest, whole = [heads], [], None, []
+    rows, cast, counted, fewest, whole = [heads], [], [], None, []
     unknown = _without_a_sibling(methods, known)
     for family, base, tuned in _sibling_series(methods, known):
         name = f"{family} {tuned.method}"
@@ -49,15 +48,16 @@ def tuned_models(methods: Sequence[Series], known: Studies) -> Verdict:
             whole.append(name)
             continue
         fewest = min(orders, fewest or orders)
+        counted.append(tuned)
         cast.append((f"{family} {base.runs[0].method}", decided(interval, above=0, below=ADVANTAGE)))
     votes = by_majority(cast)
-    outcome = votes.outcome(MIN_METHODS)
+    outcome, too_few = weighed(votes, counted)
     reason = (
         f"Of {votes.total} methods on pairs of which one model lost something: {votes}."
         if votes.total
         else "No pair of a base and a tuned model was measured with edits that are there and lost something."
     )
-    reason += too_few(votes, MIN_METHODS)
+    reason += too_few
     if whole:
         reason += f" Not counted, because neither model surely lost anything: {', '.join(whole)}."
     if unknown:
@@ -155,7 +155,7 @@ def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
     """
     statement = "Larger models of one family keep more of their abilities under the same edits."
     rows = [("family", "method", "data set", "edits", "benchmarks", "sizes", "Spearman", "95% interval", "p")]
-    cast, untested = [], []
+    cast, counted, untested = [], [], []
     for (family, method, dataset), by_size in _ladders(methods, known).items():
         if len(by_size) < MIN_SIZES:
             untested.append(f"{family} {method} ({len(by_size)} sizes)")
@@ -176,7 +176,9 @@ def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
         measured = (str(rung), str(len(common)), str(len(kept)))
         rows.append((family, method, dataset, *measured, format_number(interval.value), range_of(interval), f"{p:.3g}"))
         there = all(_edits_show(one, rung) for one in by_size.values())
-        name = f"{family} {next(iter(by_size.values())).runs[0].method}"
+        first = next(iter(by_size.values()))
+        counted.append(first)
+        name = f"{family} {first.runs[0].method}"
         cast.append((name, decided(interval, above=0, below=0) if there else None))
     votes = by_majority(cast)
     reason = (
@@ -184,10 +186,11 @@ def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
         if votes.total
         else "No family was measured at enough sizes on the same benchmarks with a loss."
     )
-    reason += too_few(votes, MIN_LADDERS)
+    outcome, too_few = weighed(votes, counted, minimum=MIN_SCALED)
+    reason += too_few
     if untested:
         reason += f" No test: {', '.join(untested)}; at least {MIN_SIZES} sizes are needed."
-    return Verdict(question="rq3", key="F4.3", statement=statement, outcome=votes.outcome(MIN_LADDERS), reason=reason, table=tuple(rows))
+    return Verdict(question="rq3", key="F4.3", statement=statement, outcome=outcome, reason=reason, table=tuple(rows))
 
 
 def _same_edits(series: Sequence[Series]) -> bool:

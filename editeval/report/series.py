@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -268,13 +269,16 @@ def _retained_of_means(pairs: Sequence[tuple[Any, Any]], chance: float) -> Retai
 
 
 def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
-    """Group runs into series; where a method was run with several settings, its label says what differs."""
-    labels, settings = method_labels(runs), _method_settings(runs)
-    sets = dataset_labels(runs)
+    """Group runs into series; where a method was run with several settings, its label says what differs.
+
+    A setting that differs on one model is told on every model, so that a method is called the same on all of them.
+    """
+    settings = _differing(runs, "method", lambda run: (run.method, run.model))
+    of_data = _differing(runs, "dataset", lambda run: (run.dataset, ""))
     grouped: dict[tuple[str, str, str], dict[int, Run]] = {}
     twins: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        name = (run.model, labels[run.folder.as_posix()], sets[run.folder.as_posix()])
+        name = (run.model, _label(run.method, settings[run.folder]), _label(run.dataset, of_data[run.folder]))
         if grouped.setdefault(name, {}).setdefault(run.seed, run) is not run:
             twins.setdefault(name, []).append(run)
     return tuple(
@@ -285,47 +289,28 @@ def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
             runs=tuple(found.values()),
             is_control=next(iter(found.values())).method in known.controls,
             known=known,
-            settings=settings[next(iter(found.values())).folder.as_posix()],
+            settings=settings[next(iter(found.values())).folder],
             twins=tuple(twins.get((model, method, dataset), ())),
         )
         for (model, method, dataset), found in grouped.items()
     )
 
 
-def method_labels(runs: Sequence[Run]) -> dict[str, str]:
-    """Return each run's (by its folder) method with the settings in which runs of the method on one model differ.
+def _differing(runs: Sequence[Run], group: str, named: Callable[[Run], tuple[str, str]]) -> dict[Path, Mapping[str, str]]:
+    """Return, by folder, each run's settings of those that differ between runs of its name under the same condition.
 
-    A setting that differs on one model is told on every model, so that a method is called the same on all of them.
+    `named` tells both: the name, and the condition (a method's model).
     """
-    settings = _method_settings(runs)
-    return {run.folder.as_posix(): _label(run.method, settings[run.folder.as_posix()]) for run in runs}
-
-
-def dataset_labels(runs: Sequence[Run]) -> dict[str, str]:
-    """Return each run's (by its folder) data set with the settings in which runs on the same data set differ."""
-    settings = _differing(runs, lambda run: _flat(run.config.get("dataset", {})), lambda run: run.dataset, lambda run: run.dataset)
-    return {run.folder.as_posix(): _label(run.dataset, settings[run.folder.as_posix()]) for run in runs}
-
-
-def _method_settings(runs: Sequence[Run]) -> dict[str, Mapping[str, str]]:
-    def all_of(run: Run) -> dict[str, Any]:
-        return _flat(run.config.get("method", {})) | _beside_the_method(run.config)
-
-    return _differing(runs, all_of, lambda run: run.method, lambda run: run.model)
-
-
-def _differing(
-    runs: Sequence[Run], settings_of: Callable[[Run], dict[str, Any]], named: Callable[[Run], str], within: Callable[[Run], str]
-) -> dict[str, Mapping[str, str]]:
-    """Return, by folder, each run's settings of those that differ between runs of its name which are alike in `within`."""
+    flat = {run.folder: _flat(run.config.get(group, {})) | (_beside_the_method(run.config) if group == "method" else {}) for run in runs}
     alike: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for run in runs:
-        alike.setdefault(named(run), {}).setdefault(within(run), []).append(settings_of(run))
+        name, condition = named(run)
+        alike.setdefault(name, {}).setdefault(condition, []).append(flat[run.folder])
     told: dict[str, list[str]] = {}
     for name, groups in alike.items():
         keys = {key for mine in groups.values() for one in mine for key in one if not key.startswith(("_target_", "corpus.", "of.corpus."))}
         told[name] = sorted(key for key in keys if any(len({repr(one.get(key)) for one in mine}) > 1 for mine in groups.values()))
-    return {run.folder.as_posix(): {key: str(settings_of(run).get(key)) for key in told[named(run)]} for run in runs}
+    return {run.folder: {key: str(flat[run.folder].get(key)) for key in told[named(run)[0]]} for run in runs}
 
 
 def _label(name: str, settings: Mapping[str, str]) -> str:

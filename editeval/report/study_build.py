@@ -14,7 +14,7 @@ from editeval.report.charts import Chart, chart_csv, without_seeds
 from editeval.report.drawing import scene
 from editeval.report.findings import findings
 from editeval.report.scene import png, svg
-from editeval.report.series import changes, dataset_labels, method_labels, series_of
+from editeval.report.series import changes, series_of
 from editeval.report.study import STUDIES_FILE, read_study, studies
 from editeval.report.study_charts import charts
 from editeval.report.study_page import study_page
@@ -55,8 +55,6 @@ def write_study(folders: Sequence[Path], to: Path, *, names: Path = STUDIES_FILE
         verdicts=verdicts,
         charts=drawn,
         changes=changes(series),
-        labels=method_labels(runs),
-        datasets=dataset_labels(runs),
         folder=to,
     )
     for chart in drawn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,17 +9,16 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from editeval.report.charts import CellMap, Chart, Curve, Panel, Point, finite
+from editeval.report.charts import CellMap, Chart, Curve, Panel, Point, finite, name_of
 from editeval.report.findings import safety_counts, sign_by_run
 from editeval.report.published import SOURCE, published_curve
 from editeval.report.series import Series
-from editeval.report.statistics import Estimate, Interval
-from editeval.report.study import Run, Studies, monitored
-from editeval.runner.table import NORMAL_95, Column
-from editeval.types import Score
+from editeval.report.statistics import Interval
+from editeval.report.study import Studies, monitored
+from editeval.report.study_curves import curve_of, drawn, monitor_curve, named_curve, score_curve, scores_of, seed_curve, whole
+from editeval.runner.table import Column
 
 MAX_MONITOR_POINTS = 40
-MOST_LOG = 700.0  # of a number that a float can hold
 BANDS = "Bands: 95% intervals, over items and, where a series has several seeds, over orders of edits; hollow: no bounds."
 PUBLISHED_CODE = "published code"  # the name of a curve of settings that reproduce a fault of one
 PUBLISHED = f"Dotted with rings: {SOURCE}, not ours."
@@ -88,13 +86,13 @@ def _aspects_chart(model: str, mine: Sequence[Series], known: Studies) -> Chart 
     names = dict.fromkeys(column.name for one in mine for column in one.ability if one.can_show_damage(column))
     colours = {name: place + 1 for place, name in enumerate(names)}
     for one in mine:
-        curves = [_curve(one, one.efficacy, "efficacy", 0, dashed=True)]
+        curves = [curve_of(one, one.efficacy, "efficacy", 0, dashed=True)]
         for column in one.ability:
             if one.can_show_damage(column):
                 points = {rung: found.interval for rung in one.rungs if (found := one.retained(rung, column)) is not None}
-                curves.append(_curve(one, {0: _whole(), **points}, f"{_short(column)} · {known.aspect(column)}", colours[column.name]))
+                curves.append(curve_of(one, {0: whole(), **points}, f"{_short(column)} · {known.aspect(column)}", colours[column.name]))
         if len(curves) > 1:
-            panels.append(Panel(title=f"{one.method}, {one.dataset}", unit=RETAINED, curves=_drawn(curves), levels=(("", 0.9),)))
+            panels.append(Panel(title=f"{one.method}, {one.dataset}", unit=RETAINED, curves=drawn(curves), levels=(("", 0.9),)))
     caption = f"{BANDS} Benchmarks on which the unedited model is at chance cannot show damage and are left out. Dashed: efficacy."
     return _chart("rq4", model, f"{model}: aspects of ability", panels, caption)
 
@@ -157,8 +155,8 @@ def _comparison_chart(model: str, methods: Sequence[str], series: Sequence[Serie
 def _update_panels(mine: Sequence[Series]) -> list[Panel]:
     """Return edit quality, mean ability, and how large the updates and the edited weights are."""
     apart = {name: place for place, name in enumerate(dict.fromkeys(one.method for one in mine))}
-    updates = [_monitor_curve(one, _of_edits(one, _update_norm), apart[one.method], log=True) for one in mine]
-    size = Panel(title="size of an edit's update", unit="norm", curves=_drawn(updates), share=False, log=True)
+    updates = [monitor_curve(one, _of_edits(one, _update_norm), apart[one.method], log=True) for one in mine]
+    size = Panel(title="size of an edit's update", unit="norm", curves=drawn(updates), share=False, log=True)
     return [*_quality_panels(mine, apart), _mean_panel(mine, apart), _norm_panel(mine, apart), size]
 
 
@@ -169,11 +167,11 @@ def _forms_chart(model: str, benchmarks: Sequence[str], series: Sequence[Series]
         columns = [column for name in benchmarks for column in one.ability if column.benchmark == name]
         if len({column.benchmark for column in columns}) < 2:
             continue
-        curves = [_curve(one, one.efficacy, "efficacy", 0, dashed=True)]
-        curves += [_curve(one, _scores(one, column), column.protocol, benchmarks.index(column.benchmark) + 1) for column in columns]
+        curves = [curve_of(one, one.efficacy, "efficacy", 0, dashed=True)]
+        curves += [curve_of(one, scores_of(one, column), column.protocol, benchmarks.index(column.benchmark) + 1) for column in columns]
         chances = dict.fromkeys(chance for column in columns if (chance := one.runs[0].table.chance(column)) is not None)
         levels = tuple(("chance", chance) for chance in chances)
-        panels.append(Panel(title=f"{one.method}, {one.dataset}", unit="score", curves=_drawn(curves), levels=levels, quality=True))
+        panels.append(Panel(title=f"{one.method}, {one.dataset}", unit="score", curves=drawn(curves), levels=levels, quality=True))
     caption = (
         f"{BANDS} By what the model writes and by likelihood: a score of 0 beside one at chance is a model that cannot say its answer."
     )
@@ -217,13 +215,13 @@ def _monitor_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int
     panels.append(_norm_panel(mine, colours))
     for column in dict.fromkeys(column for one in mine for column in monitored(one.runs[0])):
         logarithmic = column.metric == "perplexity"
-        curves = [_score_curve(one, column, colours[one.method], log=logarithmic) for one in mine]
+        curves = [score_curve(one, column, colours[one.method], log=logarithmic) for one in mine]
         title = " ".join(dict.fromkeys(f"{_short(column)} {column.metric.replace('_', ' ')}".split()))
-        panels.append(Panel(title=title, unit="lower is better", curves=_drawn(curves), share=False, log=logarithmic))
-    broken = [_monitor_curve(one, sign_by_run(one, lambda signs: signs.broken_texts), colours[one.method]) for one in mine]
-    panels.append(Panel(title="degenerate texts", unit="empty or repeating", curves=_drawn(broken)))
-    constant = [_monitor_curve(one, sign_by_run(one, lambda signs: signs.commonest_choice), colours[one.method]) for one in mine]
-    panels.append(Panel(title="commonest choice", unit="share of answers", curves=_drawn(constant)))
+        panels.append(Panel(title=title, unit="lower is better", curves=drawn(curves), share=False, log=logarithmic))
+    broken = [monitor_curve(one, sign_by_run(one, lambda signs: signs.broken_texts), colours[one.method]) for one in mine]
+    panels.append(Panel(title="degenerate texts", unit="empty or repeating", curves=drawn(broken)))
+    constant = [monitor_curve(one, sign_by_run(one, lambda signs: signs.commonest_choice), colours[one.method]) for one in mine]
+    panels.append(Panel(title="commonest choice", unit="share of answers", curves=drawn(constant)))
     caption = (
         "Cheap signs of a broken model; one that always makes the same choice is at 1 in the last panel. Means over orders of edits with "
         "their 95% intervals, of logarithms where the axis is logarithmic, which may leave the axes; perplexity's are over tokens too."
@@ -232,8 +230,8 @@ def _monitor_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int
 
 
 def _norm_panel(mine: Sequence[Series], colours: Mapping[str, int]) -> Panel:
-    curves = [_monitor_curve(one, {0: (1.0,), **norms}, colours[one.method], log=True) for one in mine if (norms := _of_edits(one, _norm))]
-    return Panel(title="norm of edited weights", unit="times unedited", curves=_drawn(curves), share=False, log=True)
+    curves = [monitor_curve(one, {0: (1.0,), **norms}, colours[one.method], log=True) for one in mine if (norms := _of_edits(one, _norm))]
+    return Panel(title="norm of edited weights", unit="times unedited", curves=drawn(curves), share=False, log=True)
 
 
 def _norm(edit: Mapping[str, Any]) -> float | None:
@@ -262,21 +260,23 @@ def _quality_panels(mine: Sequence[Series], colours: Mapping[str, int], *, dashe
     for metric, unit in (("efficacy", "facts there"), ("locality", "answers unchanged")):
         curves: list[Curve] = []
         for one in mine:
-            curves.append(_curve(one, one.quality(metric), one.method, colours[one.method], dashed=one.model in set(dashed)))
+            curves.append(curve_of(one, one.quality(metric), one.method, colours[one.method], dashed=one.model in set(dashed)))
             for run in one.runs:
                 column = run.edit_column(metric)
                 if column is not None:
-                    curves.append(_seed_curve(one, run, column, colours, dashed))
-        panels.append(Panel(title=f"{metric}, all edits so far", unit=unit, curves=_drawn(curves), quality=True))
+                    curves.append(seed_curve(one, run, column, colours, dashed))
+        panels.append(Panel(title=f"{metric}, all edits so far", unit=unit, curves=drawn(curves), quality=True))
     return [panel for panel in panels if panel.curves]
 
 
 def _mean_panel(mine: Sequence[Series], colours: Mapping[str, int], *, dashed: Iterable[str] = ()) -> Panel:
     curves = [
-        _curve(one, {0: _whole(), **one.mean}, one.method, colours[one.method], dashed=one.model in set(dashed)) for one in mine if one.mean
+        curve_of(one, {0: whole(), **one.mean}, one.method, colours[one.method], dashed=one.model in set(dashed))
+        for one in mine
+        if one.mean
     ]
     protocols = ", ".join(dict.fromkeys(one.protocol for one in mine if one.protocol))
-    return Panel(title=f"mean ability kept ({protocols})", unit=RETAINED, curves=_drawn(curves), levels=(("", 0.9), ("", 0.5)))
+    return Panel(title=f"mean ability kept ({protocols})", unit=RETAINED, curves=drawn(curves), levels=(("", 0.9), ("", 0.5)))
 
 
 def _score_panel(column: Column, mine: Sequence[Series], colours: Mapping[str, int], *, dashed: Iterable[str] = ()) -> Panel:
@@ -285,11 +285,11 @@ def _score_panel(column: Column, mine: Sequence[Series], colours: Mapping[str, i
     for one in mine:
         if column not in one.columns:
             continue
-        curves.append(_curve(one, _scores(one, column), one.method, colours[one.method], dashed=one.model in set(dashed)))
-        curves += [_seed_curve(one, run, column, colours, dashed) for run in one.runs]
+        curves.append(curve_of(one, scores_of(one, column), one.method, colours[one.method], dashed=one.model in set(dashed)))
+        curves += [seed_curve(one, run, column, colours, dashed) for run in one.runs]
         rows = published_curve(one.model, one.runs[0].method, one.runs[0].dataset, column)
         points = tuple(Point(row.num_edits, row.value, row.value, row.value) for row in rows if row.num_edits <= max(one.rungs, default=0))
-        curves.append(_named(one, one.method, points, colours[one.method], published=True))
+        curves.append(named_curve(one, one.method, points, colours[one.method], published=True))
         chance = one.runs[0].table.chance(column)
         levels |= {chance: None} if chance is not None else {}
     at_chance = not any(one.can_show_damage(column) for one in mine if column in one.columns)
@@ -298,7 +298,7 @@ def _score_panel(column: Column, mine: Sequence[Series], colours: Mapping[str, i
     return Panel(
         title=title,
         unit=column.metric.replace("_", " "),
-        curves=_drawn(curves),
+        curves=drawn(curves),
         levels=tuple(("chance", level) for level in levels),
         note=note,
     )
@@ -321,92 +321,7 @@ def _size_panel(
         ]
         points = finite([Point(size, value.value, value.low, value.high) for size, value in sorted(found, key=lambda pair: pair[0])])
         curves.append(Curve(label=method, model="", method=method, dataset=dataset, points=points, colour=colours[method]))
-    return Panel(title=title, unit=unit, curves=_drawn(curves), axis="size", quality=quality)
-
-
-# -- curves ----------------------------------------------------------------------------------------------------------------
-
-
-def _curve(one: Series, values: Mapping[int, Interval], label: str, colour: int, *, dashed: bool = False) -> Curve:
-    points = finite([Point(rung, value.value, value.low, value.high) for rung, value in sorted(values.items())])
-    return Curve(label=label, model=one.model, method=one.method, dataset=one.dataset, points=points, colour=colour, dashed=dashed)
-
-
-def _monitor_curve(one: Series, values: Mapping[int, Sequence[float]], colour: int, *, log: bool = False) -> Curve:
-    """Return the mean over runs at each rung, with its interval over orders; no `log`: of a share."""
-    found = [(rung, _interval(mine, error=0.0, log=log)) for rung, mine in values.items()]
-    if not log:
-        found = [(rung, Interval(value=share.value, low=max(0.0, share.low), high=min(1.0, share.high))) for rung, share in found]
-    return _named(one, one.method, _points(found), colour)
-
-
-def _score_curve(one: Series, column: Column, colour: int, *, log: bool) -> Curve:
-    """Return a score that is no share, such as perplexity: its mean over runs, with its interval over orders and tokens."""
-    cells = {rung: [run.table.cells.get((rung, column)) for run in one.runs] for rung in (0, *one.rungs)} if column not in one.mixed else {}
-    found = []
-    for rung, mine in cells.items():
-        scores = [score for score in mine if score is not None and math.isfinite(score.value)]
-        if len(scores) == len(mine):
-            errors = [(score.stderr or 0.0) / (score.value if log else 1.0) for score in scores]
-            found.append((rung, _interval([score.value for score in scores], error=fmean(errors), log=log)))
-    return _named(one, one.method, _points(found), colour)
-
-
-def _interval(orders: Sequence[float], *, error: float, log: bool) -> Interval:
-    """Return the mean over orders with its interval; `error` is that of the number over what was asked, the same under every order."""
-    turned = tuple(math.log(value) for value in orders) if log else tuple(orders)
-    found = Estimate(value=fmean(turned), orders=turned, extra_variance=error**2).interval()
-    if not log:
-        return found
-    value, low, high = (math.exp(min(end, MOST_LOG)) for end in (found.value, found.low, found.high))
-    return Interval(value=value, low=low, high=high)
-
-
-def _points(found: Iterable[tuple[int, Interval]]) -> tuple[Point, ...]:
-    return finite([Point(rung, one.value, one.low, one.high) for rung, one in found])
-
-
-def _named(one: Series, label: str, points: tuple[Point, ...], colour: int, *, published: bool = False) -> Curve:
-    return Curve(label=label, model=one.model, method=one.method, dataset=one.dataset, points=points, colour=colour, published=published)
-
-
-def _seed_curve(one: Series, run: Run, column: Column, colours: Mapping[str, int], dashed: Iterable[str]) -> Curve:
-    scores = [score for rung in run.rungs if (score := run.table.cells.get((rung, column))) is not None]
-    points = finite([_point(score) for score in scores])
-    is_dashed = one.model in set(dashed)
-    name = one.method
-    return Curve(
-        label=name,
-        model=one.model,
-        method=name,
-        dataset=one.dataset,
-        points=points,
-        seed=run.seed,
-        colour=colours[name],
-        dashed=is_dashed,
-    )
-
-
-def _scores(one: Series, column: Column) -> dict[int, Interval]:
-    """Return the plain score by rung, a mean over orders; intervals over items and, where there are several, over orders."""
-    found: dict[int, Interval] = {}
-    for rung in (0, *one.rungs):
-        scores = [score for run in one.runs if (score := run.table.cells.get((rung, column))) is not None]
-        if scores:
-            value = fmean(score.value for score in scores)
-            over_items = fmean(score.stderr or 0.0 for score in scores) ** 2
-            interval = Estimate(value=value, orders=tuple(score.value for score in scores), extra_variance=over_items).interval()
-            found[rung] = Interval(value=value, low=max(0.0, interval.low), high=min(1.0, interval.high))
-    return found
-
-
-def _point(score: Score) -> Point:
-    half = NORMAL_95 * (score.stderr or 0.0)
-    return Point(score.num_edits, score.value, max(0.0, score.value - half), min(1.0, score.value + half))
-
-
-def _drawn(curves: Iterable[Curve]) -> tuple[Curve, ...]:
-    return tuple(curve for curve in curves if curve.points)
+    return Panel(title=title, unit=unit, curves=drawn(curves), axis="size", quality=quality)
 
 
 def _columns(found: Iterable[Sequence[Column]]) -> list[Column]:
@@ -415,13 +330,9 @@ def _columns(found: Iterable[Sequence[Column]]) -> list[Column]:
 
 def _chart(question: str, subject: str, title: str, panels: Sequence[Panel | CellMap], caption: str) -> Chart | None:
     kept = tuple(panel for panel in panels if isinstance(panel, CellMap) or panel.curves)
-    name = f"{question}-{re.sub(r'[^a-z0-9]+', '-', subject.lower()).strip('-')}"
     notes = " ".join(dict.fromkeys(panel.note for panel in kept if isinstance(panel, Panel) and panel.note))
-    return Chart(name=name, question=question, title=title, panels=kept, caption=f"{caption} {notes}".strip()) if kept else None
-
-
-def _whole() -> Interval:
-    return Interval(value=1.0, low=1.0, high=1.0)
+    told = f"{caption} {notes}".strip()
+    return Chart(name=name_of(question, subject), question=question, title=title, panels=kept, caption=told) if kept else None
 
 
 def _key(one: Series) -> tuple[str, str, str]:

@@ -83,17 +83,13 @@ def study_page(content: StudyContent) -> str:
 
 
 def _filters(content: StudyContent) -> str:
-    names = {
-        "model": ("Models", [run.model for run in content.runs]),
-        "method": ("Methods", [content.labels[run.folder.as_posix()] for run in content.runs]),
-        "dataset": ("Data sets", [content.datasets[run.folder.as_posix()] for run in content.runs]),
-        "seed": ("Seeds", [str(run.seed) for run in content.runs]),
-    }
+    titles = {"model": "Models", "method": "Methods", "dataset": "Data sets", "seed": "Seeds"}
+    known = [names_of_run(run, content) for run in content.runs]
     boxes = []
-    for name, (title, values) in names.items():
+    for name, title in titles.items():
         options = "".join(
             f'<label><input type="checkbox" name="{name}" value="{escaped(value)}" checked> {escaped(value)}</label>'
-            for value in sorted(set(values))
+            for value in sorted({names[name] for names in known})
         )
         buttons = '<button type="button" class="none">none</button> <button type="button" class="all">all</button>'
         fieldset = f"<fieldset><legend>{title}</legend>{buttons}{options}</fieldset>"

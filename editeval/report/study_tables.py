@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -24,7 +25,7 @@ QUESTIONS = {
     "rq5": ("RQ5", "What becomes of safety?"),
 }
 MORE = {
-    "artefacts": ("Settings", "Is it the method, or how a code runs it?"),
+    "artefacts": ("Artefacts", "Is it the method, how a code runs it, or how it is scored?"),
     "retention": ("Retention", "Which edits are still there?"),
     "monitors": ("Early warnings", "What shows damage before a benchmark does?"),
 }
@@ -54,9 +55,12 @@ class StudyContent:
     verdicts: Sequence[Verdict]
     charts: Sequence[Chart]
     changes: Sequence[Change]
-    labels: Mapping[str, str]  # folder of a run -> method with its settings
-    datasets: Mapping[str, str]  # folder of a run -> data set with its settings
     folder: Path  # where the page will be: links start here
+
+    @cached_property
+    def series_by_run(self) -> Mapping[Path, Series]:
+        """The series of each run (by its folder), also of one that counts nowhere."""
+        return {run.folder: one for one in self.series for run in (*one.runs, *one.twins)}
 
 
 class Number(NamedTuple):
@@ -68,8 +72,8 @@ class Number(NamedTuple):
 
 def names_of_run(run: Run, content: StudyContent) -> Mapping[str, str]:
     """Return what a run is known by: the labels of its series, and its seed."""
-    name = run.folder.as_posix()
-    return {"model": run.model, "method": content.labels[name], "dataset": content.datasets[name], "seed": str(run.seed)}
+    one = content.series_by_run[run.folder]
+    return {"model": one.model, "method": one.method, "dataset": one.dataset, "seed": str(run.seed)}
 
 
 def counted_runs(content: StudyContent) -> str:
@@ -94,14 +98,15 @@ def verdict_note() -> str:
 
 def run_numbers(run: Run, content: StudyContent) -> tuple[Number, ...]:
     """Return the numbers of a run, from its seed on, in the order of `RUN_HEADS`."""
-    one = next((one for one in content.series if any(run.folder == other.folder for other in one.runs)), None)
+    one = content.series_by_run[run.folder]
+    of_series = one if run in one.runs and one.mean else None
     last = run.rungs[-1]
     qualities = [
         run.table.value(last, column) if (column := run.edit_column(metric)) is not None else None for metric in ("efficacy", "locality")
     ]
-    common = 0 if one is None else max(one.mean, default=0)  # the last rung at which every run of the series was measured
-    kept = None if one is None or not one.mean else one.mean[common].value
-    marks = (None, None) if one is None or not one.mean else (one.last_kept(KEEPS), one.last_kept(0.5))
+    common = 0 if of_series is None else max(of_series.mean)  # the last rung at which every run of the series was measured
+    kept = None if of_series is None else of_series.mean[common].value
+    marks = (None, None) if of_series is None else (of_series.last_kept(KEEPS), of_series.last_kept(0.5))
     seconds = [float(edit["seconds"]) for edit in run.edits if edit.get("seconds") is not None]
     norm = next((edit["weight_norm_ratio"] for edit in reversed(run.edits) if edit.get("weight_norm_ratio") is not None), None)
     measuring = sum(value for name, value in run.timings.items() if name.startswith("measuring"))

@@ -50,10 +50,9 @@ class Votes:
         """How many series there are."""
         return len(self.yes) + len(self.no) + len(self.open)
 
-    def outcome(self, minimum: int) -> Outcome:
-        """Return what more than half of the voters say, where there are enough of them."""
-        if self.total < minimum:
-            return Outcome.UNDECIDED
+    @property
+    def outcome(self) -> Outcome:
+        """What more than half of the voters say."""
         if len(self.yes) > self.total / 2:
             return Outcome.CONFIRMED
         return Outcome.REFUTED if len(self.no) > self.total / 2 else Outcome.UNDECIDED
@@ -82,9 +81,11 @@ def decided(interval: Interval, *, above: float, below: float) -> bool | None:
     return True if interval.low > above else False if interval.high < below else None
 
 
-def too_few(votes: Votes, minimum: int) -> str:
-    """Return what to add to a reason where there are voters, but not enough of them."""
-    return f" At least {minimum} methods on models are needed." if 0 < votes.total < minimum else ""
+def weighed(votes: Votes, counted: Iterable[Series], *, minimum: int = MIN_METHODS) -> tuple[Outcome, str]:
+    """Return what the votes of these series say, and what to add to the reason where too few methods are among them."""
+    if votes.total and methods_in(counted) < minimum:
+        return Outcome.UNDECIDED, f" At least {minimum} methods are needed."
+    return votes.outcome, ""
 
 
 def methods_in(series: Iterable[Series]) -> int:

@@ -125,7 +125,7 @@ def _section(name: str, content: StudyContent) -> Iterator[Part]:
     makers: Mapping[str, Callable[[StudyContent], Iterator[Part]]] = {
         "verdicts": _verdicts,
         "runs": _runs,
-        "artefacts": _settings,
+        "artefacts": _artefacts,
         "retention": _retention,
         "monitors": _monitors,
         "changes": _changes,
@@ -173,12 +173,12 @@ def _question(name: str, content: StudyContent) -> Iterator[Part]:
     yield Grid(curves=(*_quality(content), *measured))
 
 
-def _settings(content: StudyContent) -> Iterator[Part]:
+def _artefacts(content: StudyContent) -> Iterator[Part]:
     found = _charts("artefacts", content)
     if not found:
-        yield "No method was run with several settings."
+        yield "No method was run with several settings, PMET not beside MEMIT, and no benchmark in several forms."
         return
-    yield "W&B shows in which settings its runs differ, and one curve a run. By setting, from disk:"
+    yield "W&B shows in which settings its runs differ, and one curve a run. Side by side, from disk:"
     yield from (_chart(chart, chart.panels) for chart in found)
     yield Grid(curves=(*_quality(content), *_measured(content, safety=False)), settings=True)
 

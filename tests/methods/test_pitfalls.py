@@ -112,7 +112,8 @@ def test_the_tokenizers_padding_side_and_token_do_not_change_an_edit(
     compose_config: Callable[..., DictConfig], cache_dir: Path, tmp_path: Path, architecture: str, method: str
 ) -> None:
     config = compose_config(f"method={method}", "model=tiny-gpt2", "corpus.tokens=2000", "method.num_steps=5")
-    made = replace(build(config.method, "method", EditMethod), context_prefixes=CONTEXTS)  # type: ignore[type-var]
+    config.method.context_prefixes = list(CONTEXTS)
+    made = build(config.method, "method", EditMethod)
     edits = []
     for side in ("left", "right"):
         lm = TinyModel(name="tiny", architecture=architecture, cache_dir=cache_dir, device="cpu").load()

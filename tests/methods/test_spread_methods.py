@@ -11,7 +11,7 @@ import pytest
 import torch
 from omegaconf import DictConfig
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from editeval.build import build
 from editeval.edits.delta import DenseDelta, Edit, LowRankDelta
@@ -425,7 +425,7 @@ def test_a_half_precision_model_gets_nearly_the_same_float32_update(
     full = built.prepare(EditedModel(lm), Cache(tmp_path), SilentProgress()).edit(requests, seed=0)
     for dtype in (torch.bfloat16, torch.float16):
         half = TinyModel(name="tiny", architecture="llama", cache_dir=cache_dir).load()
-        half.module.to(dtype)  # type: ignore[call-arg]
+        nn.Module.to(half.module, dtype)
         model = EditedModel(replace(half, fingerprint=f"tiny llama in {dtype}"))
         edit = built.prepare(model, Cache(tmp_path), SilentProgress()).edit(requests, seed=0)
         for ours, theirs in zip(edit.deltas, full.deltas, strict=True):

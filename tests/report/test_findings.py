@@ -107,14 +107,17 @@ def test_few_items_leave_open_what_many_decide(tmp_path: Path) -> None:
 # -- RQ2 to RQ5 ------------------------------------------------------------------------------------------------------------
 
 
-def siblings(root: Path, *, tuned: Share, orders: int, methods: Sequence[str] = THREE) -> tuple[Series, ...]:
-    runs = [
+def sibling_runs(*, tuned: Share, orders: int = 3, methods: Sequence[str] = THREE) -> list[PlantedRun]:
+    return [
         PlantedRun(model=model, method=method, seed=seed, benchmarks=benchmarks(kept))
         for method in methods
         for model, kept in (("llama2-7b", falls_at(20)), ("llama2-7b-chat", tuned))
         for seed in range(orders)
     ]
-    return study(root, runs)
+
+
+def siblings(root: Path, *, tuned: Share, orders: int, methods: Sequence[str] = THREE) -> tuple[Series, ...]:
+    return study(root, sibling_runs(tuned=tuned, orders=orders, methods=methods))
 
 
 def test_a_tuned_model_that_falls_later_confirms_and_one_that_falls_alike_does_not(tmp_path: Path) -> None:
@@ -133,16 +136,11 @@ def test_two_orders_of_edits_are_too_few_to_say_that_tuned_models_are_better(tmp
 def test_two_methods_are_too_few_to_say_that_tuned_models_are_better(tmp_path: Path) -> None:
     found = verdict(siblings(tmp_path, tuned=falls_at(200), orders=3, methods=THREE[:2]), "F4.2")
     assert found.outcome == Outcome.UNDECIDED
-    assert "2 for, 0 against, 0 open. At least 3 methods on models are needed" in found.reason
+    assert "2 for, 0 against, 0 open. At least 3 methods are needed" in found.reason
 
 
 def test_a_second_setting_on_one_model_leaves_its_pair_as_it_was(tmp_path: Path) -> None:
-    runs = [
-        PlantedRun(model=model, method=method, seed=seed, benchmarks=benchmarks(kept), settings={"lr": 1})
-        for method in THREE
-        for model, kept in (("llama2-7b", falls_at(20)), ("llama2-7b-chat", falls_at(200)))
-        for seed in range(3)
-    ]
+    runs = [replace(run, settings={"lr": 1}) for run in sibling_runs(tuned=falls_at(200))]
     other = replace(runs[0], settings={"lr": 2})
     found = verdict(study(tmp_path, [*runs, other]), "F4.2")
     assert found.outcome == Outcome.CONFIRMED
@@ -165,12 +163,7 @@ def test_a_tuned_model_is_compared_under_each_format_of_its_prompts(tmp_path: Pa
 
 
 def test_models_that_were_edited_with_other_facts_are_not_compared(tmp_path: Path) -> None:
-    runs = [
-        PlantedRun(model=model, seed=seed, benchmarks=benchmarks(kept))
-        for model, kept in (("llama2-7b", falls_at(20)), ("llama2-7b-chat", falls_at(200)))
-        for seed in range(3)
-    ]
-    folders = [write_run(tmp_path, run) for run in runs]
+    folders = [write_run(tmp_path, run) for run in sibling_runs(tuned=falls_at(200), methods=("rome",))]
     edits = folders[-1] / "edits.jsonl"
     edits.write_text(edits.read_text().replace("fact-10", "another"))
     found = verdict(series_of(read_study(folders, KNOWN), KNOWN), "F4.2")
@@ -180,12 +173,7 @@ def test_models_that_were_edited_with_other_facts_are_not_compared(tmp_path: Pat
 
 
 def test_a_score_that_is_no_number_under_one_order_keeps_the_others_from_deciding_alone(tmp_path: Path) -> None:
-    runs = [
-        PlantedRun(model=model, seed=seed, benchmarks=benchmarks(kept))
-        for model, kept in (("llama2-7b", falls_at(20)), ("llama2-7b-chat", falls_at(200)))
-        for seed in range(3)
-    ]
-    folders = [write_run(tmp_path, run) for run in runs]
+    folders = [write_run(tmp_path, run) for run in sibling_runs(tuned=falls_at(200), methods=("rome",))]
     scores = folders[0] / "scores.jsonl"
     rows = [json.loads(line) for line in scores.read_text().splitlines()]
     for row in rows:
@@ -368,7 +356,7 @@ def test_scale_is_tested_where_something_was_lost_and_needs_five_sizes(tmp_path:
     one = [PlantedRun(model=name, rungs=(10, 50), benchmarks=benchmarks(falls_at(5 * 2**place))) for place, name in enumerate(names)]
     alone = verdict(study(tmp_path / "alone", one), "F4.3")
     assert alone.outcome == Outcome.UNDECIDED
-    assert "At least 2 methods on models are needed" in alone.reason
+    assert "At least 2 methods are needed" in alone.reason
     grows = [*one, *(replace(run, method="memit") for run in one)]
     whole = verdict(study(tmp_path / "whole", grows), "F4.3")
     assert whole.outcome == Outcome.CONFIRMED
@@ -411,7 +399,10 @@ def test_equal_decline_is_told_from_unequal(tmp_path: Path, factors: tuple[float
     )
     runs = [PlantedRun(method=method, rungs=(10, 100), benchmarks=planted) for method in THREE]
     assert verdict(study(tmp_path / "three", runs), "F4.4").outcome == outcome
-    assert verdict(study(tmp_path / "one", runs[:1]), "F4.4").outcome == Outcome.UNDECIDED
+    alone = [replace(runs[0], model=model) for model in ("a", "b", "c")]
+    found = verdict(study(tmp_path / "one method on three models", alone), "F4.4")
+    assert found.outcome == Outcome.UNDECIDED
+    assert "At least 3 methods are needed" in found.reason
 
 
 def test_safety_counts_only_where_ability_is_kept(tmp_path: Path) -> None:
@@ -489,7 +480,7 @@ def muted(root: Path, kept: Sequence[Share], *, rung: int = 10_000) -> Verdict:
 
 def test_models_that_write_nothing_after_ten_thousand_edits_confirm_that_they_are_mute(tmp_path: Path) -> None:
     few = muted(tmp_path / "two", [falls_at(100)] * 2)
-    assert (few.outcome, "At least 3 methods on models are needed" in few.reason) == (Outcome.UNDECIDED, True)
+    assert (few.outcome, "At least 3 methods are needed" in few.reason) == (Outcome.UNDECIDED, True)
     found = muted(tmp_path / "three", [falls_at(100)] * 3)
     assert found.outcome == Outcome.CONFIRMED
     assert found.table[1][:4] == ("tiny", "method0", "counterfact", "10000")

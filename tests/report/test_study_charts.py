@@ -44,6 +44,21 @@ def test_pmet_is_shown_beside_memit_with_the_size_of_its_updates(tmp_path: Path)
     }
 
 
+def test_an_update_of_nothing_and_a_norm_that_is_no_number_have_no_place_on_a_logarithmic_axis(tmp_path: Path) -> None:
+    runs = [PlantedRun(settings={"lr": rate}, benchmarks=(Planted(name="mmlu", kept=keeps(1.0)),)) for rate in (0.1, 0.5)]
+    folders = [write_run(tmp_path, run) for run in runs]
+    for folder in folders:
+        edits = [json.loads(line) for line in (folder / "edits.jsonl").read_text().splitlines()]
+        edits[0]["diagnostics"]["update_norm"] = 0.0  # the fact was there already
+        edits[-1]["weight_norm_ratio"] = {"non_finite": "inf"}
+        (folder / "edits.jsonl").write_text("".join(json.dumps(edit) + "\n" for edit in edits))
+    series = series_of(read_study(folders, studies()), studies())
+    (chart,) = [chart for chart in charts(series, studies()) if chart.question == "artefacts"]
+    panels = {panel.title: panel for panel in chart.panels if isinstance(panel, Panel)}
+    for title, places in (("size of an edit's update", [10, 100]), ("norm of edited weights", [0, 1, 10])):
+        assert [[point.x for point in curve.points] for curve in panels[title].curves] == [places] * 2
+
+
 def test_forms_of_the_same_questions_stand_in_one_panel(tmp_path: Path) -> None:
     forms = (Planted(name="mmlu", kept=keeps(0.0)), Planted(name="mmlu-generative", kept=keeps(0.0), chance=0.0, generated=True))
     known = studies()

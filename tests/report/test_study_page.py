@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import html
-import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -35,6 +34,7 @@ from editeval.runner.table import Column, format_number
 from tests.report.browser import CHROMIUM, Page
 from tests.report.synthetic import Planted, PlantedRun, falls_at, keeps, write_run, write_study_runs
 from tests.report.test_report import PageReader
+from tests.report.test_study_edges import item_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here; apt-get install chromium")
@@ -478,13 +478,13 @@ def test_on_a_phone_nothing_is_wider_than_the_screen_by_day_and_by_night(
 
 
 def test_item_data_is_json_whatever_the_texts_hold(page: str) -> None:
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.DOTALL).group(1))  # type: ignore[union-attr]
+    data = item_data(page)
     assert any(run["method"] == HOSTILE for run in data["runs"])
     assert all(len(item) == 8 for run in data["runs"] for item in run["items"])
 
 
 def test_runs_share_the_texts_of_their_questions(page: str) -> None:
-    data = json.loads(re.search(r'id="data">(.*?)</script>', page, flags=re.DOTALL).group(1))  # type: ignore[union-attr]
+    data = item_data(page)
     places = [item[2] for run in data["runs"] for item in run["items"]]
     assert set(places) == set(range(len(data["questions"])))
     assert len(set(data["questions"])) == len(data["questions"]) < len(places)
@@ -493,7 +493,7 @@ def test_runs_share_the_texts_of_their_questions(page: str) -> None:
 def test_where_many_long_questions_meet_the_rest_is_cut(folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_page, "QUESTION_CHARACTERS", 3000)
     text = write_study(folders[:2], tmp_path).html.read_text()
-    data = json.loads(re.search(r'id="data">(.*?)</script>', text, flags=re.DOTALL).group(1))  # type: ignore[union-attr]
+    data = item_data(text)
     long = [question for question in data["questions"] if "gsm8k" in question or question.endswith("…")]
     assert any(len(question) > study_page.TEXT_CHARACTERS for question in long)
     assert any(len(question) == study_page.TEXT_CHARACTERS and question.endswith("…") for question in long)

@@ -153,7 +153,7 @@ def test_what_no_run_has_is_said_to_be_missing(tmp_path: Path) -> None:
     run = PlantedRun(rungs=(1,), benchmarks=(Planted(name="mmlu", kept=falls_at(20)),))
     found = sections_of(write_study([write_run(tmp_path, run)], tmp_path / "out", wandb="team/editing"))
     assert list(found) == list(SECTIONS.values())
-    assert "No method was run with several settings." in words(found[SECTIONS["artefacts"]])
+    assert "No method was run with several settings, " in words(found[SECTIONS["artefacts"]])
     assert "W&B holds no retention matrix of these runs" in words(found[SECTIONS["retention"]])
     assert "W&B holds no items of these runs" in words(found[SECTIONS["items"]])
     assert "W&B holds no measure of safety of these runs." in words(found[SECTIONS["rq5"]])
