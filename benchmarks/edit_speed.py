@@ -9,7 +9,8 @@
 Seconds are of the CPU in all threads, or with `--device cuda` of the clock, by when the GPU had ended its work.
 
 `xl-wide` has GPT-2 XL's widths and 12 layers of random weights; ROME edits the layer at a third of the depth, MEMIT, AlphaEdit and PMET the
-five layers up to it, GRACE at its published depth, MEND the last three layers, KN's neurons are those of all. The straightforward ones
+five layers up to it, with the numbers published for GPT-2 XL, and SmolLM2's with its pairs in conf/tuned; GRACE at its published depth,
+MEND the last three layers, KN's neurons are those of all. The straightforward ones
 (`straightforward*.py`) run the whole model over every position at every step, forward and as far backward as a gradient is asked for; where
 a system is solved they read keys and values by whole passes, and solve it dense, in float64, as wide as the keys, at every edit. Both
 edit the same facts from the same unedited model with the same settings, taking turns. What ours makes once a layer is listed apart, and its
@@ -42,7 +43,7 @@ import torch
 from benchmarks.speed_growth import growth
 from benchmarks.speed_pairs import LOCATING, Outcome, Pair, difference
 from benchmarks.speed_pairs_gradients import GRADIENTS
-from benchmarks.speed_setup import KN_STEPS, MODELS, Setup, facts, mean, timed
+from benchmarks.speed_setup import KN_STEPS, MODELS, TUNED, Setup, facts, mean, timed
 from editeval.files import append_jsonl, read_jsonl
 from editeval.models.packed import PackedWeights, allowed_bytes
 from editeval.types import EditRequest
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     for name in options.models:
         packed = PackedWeights(most_bytes=allowed_bytes(options.packed_gib))
-        setup = Setup(lm=replace(MODELS[name](options.device), packed=packed), kn_steps=options.kn_steps)
+        setup = Setup(lm=replace(MODELS[name](options.device), packed=packed), tuned=TUNED.get(name), kn_steps=options.kn_steps)
         for method in options.methods:
             pair = METHODS[method](setup)
             timings = compare(setup, method + pair.variant, pair, number=options.edits, data=options.data, out=options.out)

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
-from benchmarks.speed_setup import published, timed
+from benchmarks.speed_setup import configured, timed
 from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditMethod
@@ -42,7 +42,7 @@ def _sequence(name: str, edits: int, folder: Path) -> Iterator[float]:
         name="tiny-gpt2", architecture="gpt2", cache_dir=folder, device="cpu", overrides={"n_inner": KEY_WIDTH}, vocab_size=2000
     )
     model = EditedModel(source.load())
-    method = published(name, EditMethod, "corpus.tokens=5000")
+    method = configured(name, EditMethod, "corpus.tokens=5000")
     editor = method.prepare(model, Cache(folder), SilentProgress())
     for number, ((first, second, third), last) in enumerate(product(product(SYLLABLES, repeat=3), NAMES)):
         if number == edits:

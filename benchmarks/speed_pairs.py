@@ -11,17 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.speed_setup import Setup, prefixes, relative
+from benchmarks.speed_setup import Setup, configured, prefixes, relative
 from benchmarks.straightforward import full_rome
 from benchmarks.straightforward_spread import FullSpread, alphaedit_solve, full_spread, memit_solve
 from editeval.edits.delta import LowRankDelta
 from editeval.keyvalue.graphs import StepGraphs
 from editeval.keyvalue.null_space import KeyMemory
 from editeval.keyvalue.objective import TargetSettings
+from editeval.keyvalue.settings import LocateSettings, SpreadSettings
 from editeval.keyvalue.solve import regularised_keys
 from editeval.keyvalue.spread import Solve, SpreadEditor, Target
 from editeval.keyvalue.target_value import fact_rows, optimise
-from editeval.methods.rome import rank_one_update
+from editeval.methods.rome import ROME, rank_one_update
 from editeval.types import EditRequest
 
 # Published for GPT-2 XL, the early stop included: it ends both at the same step.
@@ -57,21 +58,32 @@ class Pair:
     variant: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Numbers:
+    """Where a method edits, behind which prefixes, and how it finds target values."""
+
+    layers: tuple[int, ...]
+    prefixes: tuple[str, ...]
+    target: TargetSettings
+
+
 def rome(setup: Setup) -> Pair:
-    """ROME at a third of the depth; the plain one solves a dense system in float64 for each edit."""
-    lm, site, layer = setup.lm, setup.sites[-1], setup.layers[-1]
+    """ROME; the plain one solves a dense system in float64 for each edit."""
+    lm, numbers = setup.lm, _rome_numbers(setup)
+    (layer,) = numbers.layers
+    site = lm.sites.mlp_out.format(layer)
     factor, once = setup.factor
     graphs = StepGraphs()
 
     def ours(request: EditRequest) -> dict[str, Tensor]:
-        rows = fact_rows(lm.tokenizer, request, ROME_PREFIXES)
-        value = optimise(lm, [rows], layer=layer, sites=[site], settings=ROME_SETTINGS, graphs=graphs)[0]
+        rows = fact_rows(lm.tokenizer, request, numbers.prefixes)
+        value = optimise(lm, [rows], layer=layer, sites=[site], settings=numbers.target, graphs=graphs)[0]
         update = rank_one_update(value, site, factor=factor, key="mean")
         return {site: update.left.double()[:, None] @ update.right.double()[None]}
 
     def plain(request: EditRequest) -> dict[str, Tensor]:
-        rows = fact_rows(lm.tokenizer, request, ROME_PREFIXES)
-        update = full_rome(lm, rows, site=site, settings=ROME_SETTINGS, covariance=setup.covariance)
+        rows = fact_rows(lm.tokenizer, request, numbers.prefixes)
+        update = full_rome(lm, rows, site=site, settings=numbers.target, covariance=setup.covariance)
         return {site: update.left.double().cpu()[:, None] @ update.right.double().cpu()[None]}
 
     return Pair(ours=ours, plain=plain, once=once, goal=5.0)
@@ -79,51 +91,79 @@ def rome(setup: Setup) -> Pair:
 
 def memit(setup: Setup) -> Pair:
     """MEMIT: the residual stream, 1 / layers left."""
-    sites = setup.lm.sites
+    sites, numbers = setup.lm.sites, _spread_numbers(setup, "memit")
     inverse, once = setup.inverse
     how = FullSpread(
-        layers=setup.layers,
+        layers=numbers.layers,
         optimised=(sites.layers,),
         targets=((sites.mlp_out, sites.layers),),
         share=lambda left: 1 / left,
-        solve=memit_solve(dict.fromkeys(setup.sites, setup.covariance), weight=WEIGHT),
+        solve=memit_solve(dict.fromkeys(_sites(setup, numbers), setup.covariance), weight=WEIGHT),
     )
-    return _spread_pair(setup, how, lambda _, keys: regularised_keys(inverse, keys, weight=WEIGHT), once=once)
+    return _spread_pair(setup, how, numbers, lambda _, keys: regularised_keys(inverse, keys, weight=WEIGHT), once=once)
 
 
 def pmet(setup: Setup) -> Pair:
     """PMET: the outputs of MLP and attention, 1 / sqrt(layers left), the MLP written."""
-    sites = setup.lm.sites
+    sites, numbers = setup.lm.sites, _spread_numbers(setup, "pmet")
     inverse, once = setup.inverse
     how = FullSpread(
-        layers=setup.layers,
+        layers=numbers.layers,
         optimised=(sites.mlp_out, sites.attention_out),
         targets=((sites.mlp_out, sites.mlp_out),),
         share=lambda left: left**-0.5,
-        solve=memit_solve(dict.fromkeys(setup.sites, setup.covariance), weight=WEIGHT),
+        solve=memit_solve(dict.fromkeys(_sites(setup, numbers), setup.covariance), weight=WEIGHT),
     )
-    return _spread_pair(setup, how, lambda _, keys: regularised_keys(inverse, keys, weight=WEIGHT), once=once)
+    return _spread_pair(setup, how, numbers, lambda _, keys: regularised_keys(inverse, keys, weight=WEIGHT), once=once)
 
 
 def alphaedit(setup: Setup) -> Pair:
     """AlphaEdit, with a few earlier edits to keep."""
-    sites, space = setup.lm.sites, setup.space
+    sites, numbers, space = setup.lm.sites, _spread_numbers(setup, "alphaedit"), setup.space
     width = setup.lm.description.intermediate_size
     earlier_KN = torch.randn(width, EARLIER_EDITS, generator=torch.Generator().manual_seed(0)).to(setup.device).double()
     memory = KeyMemory(ridge=L2)
     memory.absorb(space.project(earlier_KN))
+    paths = _sites(setup, numbers)
     projection = space.project(torch.eye(width, dtype=torch.float64, device=setup.device))
     how = FullSpread(
-        layers=setup.layers,
+        layers=numbers.layers,
         optimised=(sites.layers,),
         targets=((sites.mlp_out, sites.layers),),
         share=lambda left: 1 / left,
-        solve=alphaedit_solve(dict.fromkeys(setup.sites, projection), dict.fromkeys(setup.sites, earlier_KN @ earlier_KN.T), l2=L2),
+        solve=alphaedit_solve(dict.fromkeys(paths, projection), dict.fromkeys(paths, earlier_KN @ earlier_KN.T), l2=L2),
     )
-    return _spread_pair(setup, how, lambda _, keys: memory.solve(space.project(keys)), once=None)
+    return _spread_pair(setup, how, numbers, lambda _, keys: memory.solve(space.project(keys)), once=None)
 
 
 LOCATING: Mapping[str, Callable[[Setup], Pair]] = {"rome": rome, "memit": memit, "alphaedit": alphaedit, "pmet": pmet}
+
+
+def _rome_numbers(setup: Setup) -> Numbers:
+    if setup.tuned is None:
+        return Numbers(layers=setup.layers[-1:], prefixes=ROME_PREFIXES, target=ROME_SETTINGS)
+    method = configured("rome", ROME, model=setup.tuned)
+    assert method.layer is not None
+    return Numbers(layers=(method.layer,), prefixes=_prefixes(method), target=method.target_settings)
+
+
+def _spread_numbers(setup: Setup, name: str) -> Numbers:
+    if setup.tuned is None:
+        return Numbers(layers=setup.layers, prefixes=SPREAD_PREFIXES, target=SPREAD_SETTINGS)
+    method = configured(name, SpreadSettings, model=setup.tuned)
+    assert method.layers is not None
+    return Numbers(layers=tuple(method.layers), prefixes=_prefixes(method), target=method.target_settings)
+
+
+def _prefixes(method: LocateSettings) -> tuple[str, ...]:
+    """As many texts of about ten and five tokens as the method would have the model write."""
+    long, short = (sum(count for tokens, count in method.prefix_lengths if tokens == length) for length in (10, 5))
+    assert long + short == sum(count for _, count in method.prefix_lengths)
+    return prefixes(long=long, short=short)
+
+
+def _sites(setup: Setup, numbers: Numbers) -> list[str]:
+    return [setup.lm.sites.mlp_out.format(layer) for layer in numbers.layers]
 
 
 def by_site(updates: Iterable[LowRankDelta]) -> dict[str, LowRankDelta]:
@@ -141,22 +181,22 @@ def _dense(part: Tensor | LowRankDelta) -> Tensor:
     return part.cpu() if isinstance(part, Tensor) else part.left.cpu().double() @ part.right.cpu().double()
 
 
-def _spread_pair(setup: Setup, how: FullSpread, solve: Solve, *, once: float | None) -> Pair:
+def _spread_pair(setup: Setup, how: FullSpread, numbers: Numbers, solve: Solve, *, once: float | None) -> Pair:
     lm = setup.lm
     editor = SpreadEditor(
         lm=lm,
-        contexts=SPREAD_PREFIXES,
+        contexts=numbers.prefixes,
         group_sizes=(),
         layers=how.layers,
         optimised=how.optimised,
         targets=tuple(Target(edited=edited, moved=moved) for edited, moved in how.targets),
         share=how.share,
         solve=solve,
-        target_settings=SPREAD_SETTINGS,
+        target_settings=numbers.target,
     )
 
     def plain(request: EditRequest) -> dict[str, Tensor]:
-        rows = fact_rows(lm.tokenizer, request, SPREAD_PREFIXES)
-        return full_spread(lm, [rows], how, settings=SPREAD_SETTINGS)[0]
+        rows = fact_rows(lm.tokenizer, request, numbers.prefixes)
+        return full_spread(lm, [rows], how, settings=numbers.target)[0]
 
     return Pair(ours=lambda request: by_site(editor.compute([request])[0].updates), plain=plain, once=once, goal=7.0)

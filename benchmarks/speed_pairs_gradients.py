@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from benchmarks.speed_pairs import Outcome, Pair, by_site
-from benchmarks.speed_setup import KN_STEPS, Setup, published
+from benchmarks.speed_setup import KN_STEPS, Setup, configured
 from benchmarks.straightforward_gradients import full_grace, looped_scores, plain_gradients
 from editeval.edits.delta import CodebookDelta, LowRankDelta
 from editeval.files import Cache
@@ -39,7 +39,7 @@ def kn(setup: Setup) -> Pair:
     """KN: the scores of all neurons, for the answer that the fact has (without one: what the model says now)."""
     lm = setup.lm
     # The fact's own prompt alone: paraphrases are more rows of the same kind.
-    settings = published("kn", KN, f"method.steps={setup.kn_steps}", "method.refine=false")
+    settings = configured("kn", KN, f"method.steps={setup.kn_steps}", "method.refine=false")
     editor = settings.prepare(EditedModel(lm), NOTHING_KEPT, SilentProgress())
     alphas_M = integration_points(settings.steps, settings.points)
 
@@ -55,7 +55,7 @@ def kn(setup: Setup) -> Pair:
 
 def grace(setup: Setup) -> Pair:
     """GRACE: a first entry at the published relative depth."""
-    lm, settings = setup.lm, published("grace", GRACE)
+    lm, settings = setup.lm, configured("grace", GRACE)
     editor = settings.prepare(EditedModel(lm), NOTHING_KEPT, SilentProgress())
     site = editor.codebook.site
     width = lm.module.get_submodule(site).get_parameter("weight").shape[1 if lm.sites.transposed else 0]

@@ -50,9 +50,12 @@ class Setup:
     """A model, and what methods that solve with a covariance keep of it, made when the first of them asks.
 
     The one covariance stands for every layer's, and so does the projection: what solves cost does not depend on the numbers.
+    `tuned` is the model of conf/model whose pairs in conf/tuned the methods take that locate; None: what was published for GPT-2 XL, at a
+    third of the depth.
     """
 
     lm: LanguageModel
+    tuned: str | None = None
     kn_steps: int = KN_STEPS
 
     @property
@@ -65,11 +68,6 @@ class Setup:
         """The edited layers of the methods that spread, the one at a third of the depth last."""
         last = round(self.lm.description.num_layers / 3)
         return tuple(range(max(0, last - NUM_LAYERS + 1), last + 1))
-
-    @property
-    def sites(self) -> list[str]:
-        """The edited maps of these layers."""
-        return [self.lm.sites.mlp_out.format(layer) for layer in self.layers]
 
     @cached_property
     def covariance(self) -> Tensor:
@@ -94,10 +92,10 @@ class Setup:
         return random_null_space(self.lm.description.intermediate_size, self.device)
 
 
-def published(method: str, kind: type[Kind], *overrides: str) -> Kind:
-    """Return a method with the numbers of its file in conf/method, none of them for one model."""
+def configured(method: str, kind: type[Kind], *overrides: str, model: str = "tiny-gpt2") -> Kind:
+    """Return a method with the numbers of its file in conf/method, and of its pair with the model in conf/tuned where there is one."""
     with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
-        config = compose("config", overrides=["model=tiny-gpt2", f"method={method}", *overrides])
+        config = compose("config", overrides=[f"model={model}", f"method={method}", *overrides])
     return build(config.method, "method", kind)
 
 
@@ -138,6 +136,7 @@ def tiny(device: str) -> LanguageModel:
 
 
 MODELS: Mapping[str, Callable[[str], LanguageModel]] = {"smollm2": smollm2, "xl-wide": xl_wide, "tiny": tiny}
+TUNED: Mapping[str, str] = {"smollm2": "smollm2-135m"}
 
 
 def facts(number: int, data: Path | None) -> list[EditRequest]:

@@ -37,6 +37,7 @@ LAYERS = (0, 1, 2)
 MLP = "transformer.h.{}.mlp.c_proj"
 ATTENTION = "transformer.h.{}.attn.c_proj"
 STREAM = "transformer.h.{}"
+GRADIENT_NOISE = 3e-5  # relative: what another attention kernel moves the gradient by, in the reference's own code
 
 
 def relative_error(ours: Tensor, golden: Tensor) -> float:
@@ -236,11 +237,17 @@ def test_losses_delta_and_target_value_equal_the_reference(golden_of: GoldenOf, 
 
 @pytest.mark.parametrize("name", SITES)
 def test_the_trajectory_of_delta_equals_the_reference_step_by_step(golden_of: GoldenOf, name: str) -> None:
+    """Adam's first step is the learning rate whatever the gradient's size: of one as small as its rounding it is as uncertain."""
     golden = golden_of(name)
     paths = [site.moved.format(LAYERS[-1]) for site in golden.optimised]
     facts = golden.rows(0)
     # One fact after the other, 19 steps each.
     stored = [golden.tensor(0, f"delta_after_step_param{number}").unflatten(0, (len(facts), 19)) for number in range(len(paths))]
+    objective = Objective(golden.at(0).lm, facts, layer=LAYERS[-1], sites=paths, settings=golden.method.target_settings)
+    deltas = objective.zeros()
+    gradients = torch.autograd.grad(objective.terms(deltas).total().sum(), [deltas[path] for path in paths])
+    settled = [gradient.abs() > GRADIENT_NOISE * gradient.norm(dim=-1, keepdim=True) for gradient in gradients]
+    assert all(int((~known).sum()) <= 1 for known in settled)
     for step in (0, 1, 2, 4, 8, 18):
         settings = replace(golden.method.target_settings, num_steps=step + 2)
         values = optimise(golden.at(0).lm, facts, layer=LAYERS[-1], sites=paths, settings=settings)
@@ -248,7 +255,10 @@ def test_the_trajectory_of_delta_equals_the_reference_step_by_step(golden_of: Go
             for fact, value in enumerate(values):
                 expected = stored[number][fact, step]
                 limit = settings.clamp_norm_factor * value.initial[path].norm()  # the stored deltas stand before the clamp
-                assert relative_error(value.deltas[path], expected * min(1.0, limit / expected.norm())) < 1e-4
+                expected = expected * min(1.0, limit / expected.norm())
+                known = settled[number][fact]
+                assert relative_error(value.deltas[path][known], expected[known]) < 1e-4
+                assert relative_error(value.deltas[path], expected) < 1e-3
 
 
 @pytest.mark.parametrize(("name", "edit"), CASES)
