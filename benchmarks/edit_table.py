@@ -111,6 +111,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("overrides", nargs="*", help="further settings, as on the command line of launch.py")
     options = parser.parse_intermixed_args(arguments)
+    options.overrides += [word for word in options.methods if "=" in word]  # behind the methods they look like more of them
+    options.methods = [word for word in options.methods if "=" not in word]
     print(header(), flush=True)
     rows = []
     for method in options.methods:

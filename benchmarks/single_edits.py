@@ -49,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=None, help="a file of JSON lines that keeps what was measured")
     parser.add_argument("overrides", nargs="*", help="further settings, as on the command line of launch.py")
     options = parser.parse_intermixed_args(arguments)
+    options.overrides += [word for word in options.methods if "=" in word]  # behind the methods they look like more of them
+    options.methods = [word for word in options.methods if "=" not in word]
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     facts = CounterFact(name="counterfact", subset="easyedit", split=options.split, data=str(options.data)).load()[: options.facts]

@@ -168,6 +168,14 @@ def test_the_chat_template_is_the_one_difference_of_the_tuned_models_once_more()
     assert chat == plain
 
 
+def test_refusals_are_asked_of_the_tuned_models_of_rq5_under_its_edits() -> None:
+    plain, chat = axes("rq5"), axes("rq5-chat")
+    assert chat.pop("model") == tuple(pair["tuned"] for pair in KNOWN.pairs if pair["tuned"] in plain["model"])
+    assert chat.pop("benchmark") == ("edit-quality", "refusal", *plain.pop("benchmark")[1:])
+    del plain["model"]
+    assert chat == plain
+
+
 def test_each_artefact_differs_in_its_switch_alone() -> None:
     switched = {
         name: [key for key, values in axes(f"artefact-{name}").items() if key.startswith("method.") and len(values) > 1]

@@ -18,6 +18,8 @@ from editeval.types import ConfigError, DatasetError, content_key
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 OUR_TASKS = Path(__file__).parent / "tasks"
+OUR_DATA = Path(__file__).parent / "data"
+BUILT_IN = "built-in"  # in place of a folder of data: what comes with the package
 
 
 @dataclass(frozen=True, kw_only=True)

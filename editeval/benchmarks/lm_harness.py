@@ -25,7 +25,16 @@ from editeval.benchmarks.harness_engine import HarnessRequests
 from editeval.benchmarks.harness_fit import ON_LONG_CONTEXT, check_answers, check_contexts_fit, check_no_nulls, rows_become_prompts
 from editeval.benchmarks.harness_guard import Replacement, guarded
 from editeval.benchmarks.harness_results import Reading, item_records, measurements, reported
-from editeval.benchmarks.harness_tasks import RunnableTask, TaskRules, build_requests_once, leaves, own_files_hash, task_folders
+from editeval.benchmarks.harness_tasks import (
+    BUILT_IN,
+    OUR_DATA,
+    RunnableTask,
+    TaskRules,
+    build_requests_once,
+    leaves,
+    own_files_hash,
+    task_folders,
+)
 from editeval.benchmarks.subset import stratified_subset
 from editeval.files import files_hash, write_jsonl
 from editeval.inference.edited import EditedModel
@@ -44,7 +53,7 @@ class HarnessBenchmark:
     Tasks are looked up in `task_folder` (YAML files of one's own, or a folder inside `tasks/` of this room) and `stock_folder` (a
     folder inside lm-eval's own tasks), else in all of lm-eval (indexing takes five seconds). `task_changes` replace fields of every
     task's config, `group_changes` of every group that is named.
-    With `data`, rows come from `<data>/<data_folder>[/<config>]/<split>.jsonl` and no network call is made.
+    With `data`, rows come from `<data>/<data_folder>[/<config>]/<split>.jsonl` (`built-in`: in the package) and no network call is made.
     `limit` is a number of items a task: a seeded subset, stratified by label, the same at every rung. A group is one set of numbers;
     `report_subtasks` adds those of its sub-groups and tasks. `chance` is what guessing scores on an item: a number, or a Jinja template
     over its row; where the choices themselves tell (None), nothing need be said. `max_new_tokens` replaces the task's own bound.
@@ -153,10 +162,14 @@ class HarnessBenchmark:
     def fetch(self, folder: Path) -> tuple[Path, ...]:
         """Copy the rows that the tasks need from the hub to where `data=folder` finds them; return the files.
 
+        None where they come with the package.
+
         Raises:
             ConfigError: an unknown task.
             DatasetError: a data set that the hub does not give.
         """
+        if self.data == BUILT_IN:
+            return ()
         online = replace(self, data=None)
         tasks = online._loaded["tasks"]
         with self._guarded():
@@ -267,7 +280,7 @@ class HarnessBenchmark:
             changes=self.task_changes,
             max_new_tokens=self.max_new_tokens,
             num_fewshot=self.num_fewshot,
-            data=self.data,
+            data=str(OUR_DATA) if self.data == BUILT_IN else self.data,
             data_folder=self.data_folder,
         )
 

@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
+from editeval.benchmarks.harness_tasks import BUILT_IN
 from editeval.benchmarks.lm_harness import HarnessBenchmark
 from editeval.benchmarks.perplexity import Perplexity
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Benchmark, EvaluationContext
 from editeval.types import Evaluation
-
-ROOM = Path(__file__).parent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +57,9 @@ class QuickBenchmark:
             name="quick",
             task="all",
             protocol="cloze",
-            task_folder=str(ROOM / "tasks" / "quick"),
+            task_folder="quick",
             stock_folder=None,
-            data=str(ROOM / "data"),
+            data=BUILT_IN,
             data_folder="quick",
             limit=self.limit,
             num_fewshot=None,

@@ -17,6 +17,7 @@ from editeval.types import Score
 
 Record = Mapping[str, Any]
 BALANCED = "balanced_accuracy"
+PLAIN = ("acc", "exact_match")
 REPRODUCED = 1e-6  # items are the score's own if their mean is the score
 
 
@@ -147,11 +148,13 @@ def _value(record: Record, score: Score) -> float | None:
             if value is not None and not clashes
         ]
         return fmean(kept) if kept else None
-    metric, through = "acc" if score.metric == BALANCED else score.metric, record.get("filter", "none")  # no item is balanced alone
+    metrics, through = record.get("metrics", {}), record.get("filter", "none")
+    # No item is balanced alone: likelihoods and written answers have an accuracy, by these names.
+    metric = next((name for name in PLAIN if name in metrics), BALANCED) if score.metric == BALANCED else score.metric
     if through != "none":
         suffix = f"_{through.replace('-', '_')}"
         if not metric.endswith(suffix):
             return None
         metric = metric.removesuffix(suffix)
-    value = record.get("metrics", {}).get(metric)
+    value = metrics.get(metric)
     return float(value) if isinstance(value, (int, float)) else None

@@ -117,9 +117,8 @@ def test_every_panel_shows_what_the_runs_log(folders: list[Path], sections: Sect
     }
     shown = [name for blocks in sections.values() for name in curves(blocks)]
     assert set(shown) <= logged
-    assert {"edit/seconds", "edit/delta_norm", "perplexity/passage.perplexity.likelihood", "truthfulqa/truthfulqa.acc.likelihood"} <= set(
-        shown
-    )
+    of_edits = {f"edit/{name}" for name in ("seconds", "delta_norm", "weight_norm_ratio")}
+    assert of_edits | {"perplexity/passage.perplexity.likelihood", "truthfulqa/truthfulqa.acc.likelihood"} <= set(shown)
     assert tables(sections[SECTIONS["retention"]]) == ["edit-quality/retention/efficacy.generation"]
     assert set(tables(sections[SECTIONS["items"]])) == {f"{name}/samples" for name in ("edit-quality", "mmlu", "gsm8k", "truthfulqa")}
     assert {name for blocks in sections.values() for name in tables(blocks)} == tabled

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -28,7 +29,7 @@ from editeval.runner.wandb_mirror import WandbMirror, has_wandb_account
 from editeval.types import Evaluation, Measurement, Score
 from tests.runner.offline import history, offline_records
 
-MODEL = cast(EditedModel, None)
+MODEL = cast(EditedModel, SimpleNamespace(edited_parameters=()))
 
 
 def measure(store: ScoreStore, num_edits: int, *, arithmetic: float, perplexity: float) -> tuple[Score, ...]:
@@ -180,6 +181,7 @@ def test_without_an_account_wandb_mirrors_every_score_offline_and_only_once(
     assert {key: value for key, value in logged.items() if key[1].startswith("quick/")} == expected
     assert logged[(1, "edit/loss")] == 0.25
     assert logged[(10, "edit/seconds")] == 1.5
+    assert logged[(10, "edit/weight_norm_ratio")] == 1.0, "no matrix of this model was edited"
 
     (run,) = (record["run"] for record in records if record["type"] == "run")
     assert run["run_id"] == run_state(tmp_path).edit_key[:12], "the id is the trajectory's, on every launch"

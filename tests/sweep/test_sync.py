@@ -6,9 +6,13 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
+import torch
 
+from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditEvent, RunState
 from editeval.runner.mirrored import LEDGER, rows_on_disk
 from editeval.runner.results import ScoreStore
@@ -21,6 +25,11 @@ from tests.sweep.wandb_server import WandbServer
 KEY = "c0ffee" * 10
 RUN = KEY[:12]
 RUNGS = (0, 1, 2)
+NORM = 1.5
+GROWN = cast(
+    EditedModel,
+    SimpleNamespace(edited_parameters=("w",), weight=lambda _: torch.tensor([NORM]), base_weight=lambda _: torch.tensor([1.0])),
+)
 GIVE_UP_SOON = {"init_timeout_seconds": 3, "finish_timeout_seconds": 3}  # where the server is dead: no wait is worth it
 PATIENT = {"init_timeout_seconds": 60, "finish_timeout_seconds": 60}  # where it answers: a busy machine may take its time
 
@@ -60,7 +69,7 @@ def run_dir(tmp_path: Path) -> Path:
     store = ScoreStore(folder)
     for rung in RUNGS:
         if rung:
-            append_edit(folder, edit(rung))
+            append_edit(folder, {**edit(rung), "weight_norm_ratio": NORM})
         measurement = Measurement(task="t", metric="accuracy", protocol="likelihood", value=1 / (rung + 3), n=4)
         store.record(
             Evaluation(measurements=(measurement,)),
@@ -108,7 +117,7 @@ def live(run_dir: Path, mirror: WandbMirror, rungs: tuple[int, ...] = RUNGS) -> 
                 replayed=False,
                 diagnostics=row["diagnostics"],  # type: ignore[arg-type]
             )
-            mirror.on_edit_end(state(run_dir, rung), event, None)  # type: ignore[arg-type]
+            mirror.on_edit_end(state(run_dir, rung), event, GROWN)
         mirror.on_evaluation_end(
             state(run_dir, rung), "quick", [score for score in ScoreStore(run_dir).scores() if score.num_edits == rung]
         )
