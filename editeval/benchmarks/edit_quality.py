@@ -58,17 +58,19 @@ class EditQuality:
     """Efficacy, generalization, portability, locality and fluency of every edit so far.
 
     `max_new_tokens` bounds a generated answer. Fluency is that of `fluency_tokens` after the edited prompt, of at most `fluency_facts`
-    facts: those whose id has the lowest hash, a sample that no order of edits favours. Zero facts: no fluency.
+    facts: those whose id has the lowest hash, a sample that no order of edits favours. Zero facts: no fluency. `neighborhood_prompts` says
+    how many of a fact's are asked at most, the first of its row; None: all.
     """
 
     max_new_tokens: int
     fluency_tokens: int
     fluency_facts: int
+    neighborhood_prompts: int | None = None
 
     def __post_init__(self) -> None:
-        for name, lowest in (("max_new_tokens", 1), ("fluency_tokens", 1), ("fluency_facts", 0)):
+        for name, lowest in (("max_new_tokens", 1), ("fluency_tokens", 1), ("fluency_facts", 0), ("neighborhood_prompts", 0)):
             value = getattr(self, name)
-            if value < lowest:
+            if value is not None and value < lowest:
                 raise ConfigError(f"{name}={value} must be at least {lowest}; set benchmark.edit-quality.{name}")
 
     @property
@@ -92,7 +94,15 @@ class EditQuality:
     def settings(self) -> Mapping[str, Any]:
         """Return what the numbers depend on beside the model and the facts."""
         fluency = {"tokens": self.fluency_tokens, "facts": self.fluency_facts}
-        return {"benchmark": "edit-quality", "version": VERSION, **self._answers(), "fluency": fluency if self.fluency_facts else None}
+        # Only where it is set: what was measured without it keeps its key.
+        fewer = {} if self.neighborhood_prompts is None else {"neighborhood_prompts": self.neighborhood_prompts}
+        return {
+            "benchmark": "edit-quality",
+            "version": VERSION,
+            **self._answers(),
+            "fluency": fluency if self.fluency_facts else None,
+            **fewer,
+        }
 
     def _answers(self) -> Mapping[str, Any]:
         """Return what a written answer depends on."""
@@ -100,7 +110,7 @@ class EditQuality:
 
     def evaluate(self, model: EditedModel, context: EvaluationContext) -> Evaluation:
         """Ask about every fact edited so far, or, of the unedited model, about every planned one."""
-        facts = list(enumerate(context.edited or context.planned, start=1))
+        facts = list(enumerate(map(self._trimmed, context.edited or context.planned), start=1))
         subjects = subjects_of(request for _, request in facts)
         samples: list[dict[str, Any]] = []
         chunks = [facts[start : start + FACTS_PER_CALL] for start in range(0, len(facts), FACTS_PER_CALL)]
@@ -114,6 +124,9 @@ class EditQuality:
         template = content_key([context.template, *STOP])[:12]
         found = (replace(measurement, shots=0, template=template) for measurement in _measurements(samples))
         return Evaluation(measurements=tuple(found), samples=tuple(samples))
+
+    def _trimmed(self, request: EditRequest) -> EditRequest:
+        return replace(request, neighborhood_prompts=request.neighborhood_prompts[: self.neighborhood_prompts])
 
     def _fluency(self, model: EditedModel, facts: Sequence[tuple[int, EditRequest]]) -> Iterator[dict[str, Any]]:
         """Yield one record a fact whose longer text is looked at."""

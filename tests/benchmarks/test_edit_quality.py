@@ -108,6 +108,19 @@ def of(evaluation: Evaluation, metric: str, protocol: str) -> Measurement:
     return next(found for found in evaluation.measurements if (found.metric, found.protocol) == (metric, protocol))
 
 
+def test_fewer_neighbours_can_be_asked(tmp_path: Path) -> None:
+    fewer = replace(QUALITY, neighborhood_prompts=1)
+    found = fewer.evaluate(cast(EditedModel, Parrot(BASE, EDITED)), context_of(tmp_path, edited=(ROME, LIMA), num_edits=2))
+    asked = [record["prompts"] for record in found.samples if record["metric"] == "locality"]
+    assert asked == [["Turin lies in"], ["Cusco is in the land of Rome, or"]]
+    assert (
+        of(found, "generalization", "generation").value == of(measure(Parrot(BASE, EDITED), tmp_path), "generalization", "generation").value
+    )
+    assert fewer.settings() == {**QUALITY.settings(), "neighborhood_prompts": 1}  # without it the key is what it always was
+    with pytest.raises(ConfigError, match=r"neighborhood_prompts=-1 must be at least 0; set benchmark\.edit-quality\.neighborhood_prompts"):
+        replace(QUALITY, neighborhood_prompts=-1)
+
+
 def test_efficacy_by_each_protocol_is_what_the_model_says(tmp_path: Path) -> None:
     evaluation = measure(Parrot(BASE, EDITED), tmp_path)
     probability = of(evaluation, "efficacy", "probability")
