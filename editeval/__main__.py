@@ -92,7 +92,12 @@ def _parser() -> argparse.ArgumentParser:
 
     report = commands.add_parser("report", help="write the page and figures of one run; of many, one page over all of them")
     report.add_argument("runs", type=Path, nargs="+", help="folders of runs, or folders that hold them")
-    report.add_argument("--to", type=Path, default=None, help="folder to write (default: report/ in the first folder named)")
+    report.add_argument(
+        "--to",
+        type=Path,
+        default=None,
+        help="folder to write (default: report/ in the first folder named; study/, if that is a run, which has a report/)",
+    )
     report.add_argument("--each", action="store_true", help="of many runs, write each run's own page too")
     report.add_argument("--wandb", default=None, metavar="ENTITY/PROJECT", help="make a W&B report too (offline: its specification)")
     report.add_argument("--names", type=Path, default=None, help="pairs, families and aspects (default: editeval/report/studies.yaml)")
@@ -240,7 +245,9 @@ def _report(options: argparse.Namespace) -> int:
         return 0
     for folder in folders if options.each else []:
         print(run_report(folder).html)  # noqa: T201
-    files = write_study(folders, options.to or options.runs[0] / "report", names=options.names or STUDIES_FILE, wandb=options.wandb)
+    first = options.runs[0]
+    to = options.to or first / ("study" if first in folders else "report")  # a run's own page stays
+    files = write_study(folders, to, names=options.names or STUDIES_FILE, wandb=options.wandb)
     for verdict in files.verdicts:
         print(f"{verdict.key:6} {verdict.outcome:9} {verdict.reason}")  # noqa: T201
     print("\n".join(filter(None, (str(files.html), files.wandb))))  # noqa: T201

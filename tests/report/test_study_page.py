@@ -170,6 +170,17 @@ def test_the_command_reports_many_runs_on_one_page(folders: list[Path], tmp_path
     assert (tmp_path / "out" / "report.html").exists()
 
 
+def test_a_page_over_runs_that_are_named_leaves_the_first_ones_own_page(
+    folders: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = [Path(shutil.copytree(folder, tmp_path / folder.name)) for folder in folders[:2]]
+    assert main(["report", str(runs[0])]) == 0
+    own = (runs[0] / "report" / "report.html").read_bytes()
+    assert main(["report", *map(str, runs)]) == 0
+    assert (runs[0] / "report" / "report.html").read_bytes() == own
+    assert str(runs[0] / "study" / "report.html") in capsys.readouterr().out
+
+
 # -- published numbers -----------------------------------------------------------------------------------------------------
 
 
