@@ -170,7 +170,7 @@ class SERAC(LearnsBeforehand):
             "similarity": self.similarity,
             "scope_learning_rate": self.scope_learning_rate,
             "training": self.training.content_hash(),
-            **asdict(self._learning_settings),
+            **self._learning_settings.as_key(),
         }
 
     def _check_copy(self, model: ModelDescription) -> None:

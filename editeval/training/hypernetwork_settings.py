@@ -6,7 +6,7 @@ A network belongs to one model, its tokenizer, its layers and its training rows;
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -140,7 +140,7 @@ class TrainedSettings(LearnsBeforehand):
             "layers": None if self.layers is None else list(self.layers),
             **({} if self.maps is None else {"maps": sorted(self.maps)}),
             "training": self.training.content_hash(),
-            **asdict(self._learning_settings),
+            **self._learning_settings.as_key(),
         }
 
     def _key(self, lm: LanguageModel) -> str:

@@ -229,6 +229,8 @@ class _Module(lightning.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the learner's optimizer, with its moments as they were saved."""
         optimizer, named = self.learner.optimizer(), dict(self.learner.named_parameters())
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
         for name, parts in self._state.moments.items():
             moved = {part: tensor.clone() if part == "step" else tensor.to(named[name].device) for part, tensor in parts.items()}
             optimizer.state[named[name]] = moved
@@ -247,6 +249,12 @@ class _Watch(lightning.Callback):
         self._partial = partial
         self._what = what
         self._progress = progress
+
+    def on_train_batch_start(self, trainer: lightning.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Set the step sizes, which the step's number alone decides: training that goes on takes the same steps."""
+        if self._settings.anneal:
+            for group in trainer.optimizers[0].param_groups:
+                group["lr"] = group["initial_lr"] * (1 - self._state.step / self._settings.max_steps)
 
     def on_train_batch_end(self, trainer: lightning.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the step; every so many, validate and save."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 from editeval.datasets.training import TrainingSet
 from editeval.types import ConfigError
@@ -18,7 +19,7 @@ class LearningSettings:
     """Adam's step size, steps and their rows, how often to validate, and after how many steps without a better loss to end.
 
     `gradient_clip` is the largest norm of a step's gradient, `held_back` the share of the rows to validate on, `seed` that of the order
-    of rows. The names of the fields are part of what trained parts are kept by.
+    of rows. With `anneal` step sizes fall linearly, to nothing at `max_steps`.
 
     Raises:
         ConfigError: a number that cannot be.
@@ -32,6 +33,11 @@ class LearningSettings:
     patience: int
     held_back: float
     seed: int
+    anneal: bool = False
+
+    def as_key(self) -> Mapping[str, Any]:
+        """Return what trained parts are kept by; what was trained before there was `anneal` is still found."""
+        return {name: value for name, value in asdict(self).items() if name != "anneal" or value}
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "rows_per_step", "validate_every", "patience"):
@@ -93,6 +99,7 @@ class LearnsBeforehand:
     training_seed: int
     training: TrainingSet
     archive: str | None
+    anneal: bool = False
 
     def learning_as(self, kind: type[S]) -> S:
         """Return the fields that `kind` has, checked.

@@ -259,6 +259,19 @@ def test_training_that_was_killed_ends_like_unbroken_training(
     assert [name for name in expected if not torch.equal(ours[name], expected[name])] == []
 
 
+def test_annealed_training_that_was_killed_takes_the_steps_of_unbroken_training(trained: tuple[EditedModel, Cache], tmp_path: Path) -> None:
+    model, plain = trained
+    model.restore()
+    method, caches = replace(METHOD, anneal=True), [Cache(tmp_path / name) for name in ("whole", "broken")]
+    method.prepare(model, caches[0], Told())
+    with pytest.raises(KilledError):
+        method.prepare(model, caches[1], Told(killed_after=3))
+    method.prepare(model, caches[1], Told())
+    whole, broken, constant = (load_file(archive(cache)) for cache in (*caches, plain))
+    assert [name for name in whole if not torch.equal(whole[name], broken[name])] == []
+    assert any(not torch.equal(whole[name], constant[name]) for name in whole)
+
+
 def test_training_that_a_person_interrupts_leaves_no_archive(trained: tuple[EditedModel, Cache], tmp_path: Path) -> None:
     trained[0].restore()
     with pytest.raises((KeyboardInterrupt, SystemExit, EditevalError)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
@@ -38,7 +38,8 @@ MEND_KEY = "581b2ddd1737191d71492d37cd40911a800fb9eabcdf2cae87dc5e83693354c7"
 
 @pytest.mark.parametrize(("settings", "key"), [(SERAC, SERAC_KEY), (MEND, MEND_KEY)], ids=["serac", "mend"])
 def test_trained_parts_are_found_under_the_keys_they_were_kept_by(settings: LearningSettings, key: str) -> None:
-    assert content_key(asdict(settings)) == key
+    assert content_key(dict(settings.as_key())) == key
+    assert content_key(dict(replace(settings, anneal=True).as_key())) != key
 
 
 @pytest.mark.parametrize(
