@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from editeval.benchmarks.quick import ROOM
+from editeval.benchmarks.harness_tasks import OUR_DATA
 from editeval.datasets.facts import Facts
 from editeval.datasets.text import contains_answer, normalize_answer
 
-DATA = ROOM / "data" / "quick"
+DATA = OUR_DATA / "quick"
 SETS = ("world_knowledge", "arithmetic", "commonsense", "reading")
 NUM_CHOICES = {"world_knowledge": {4}, "arithmetic": {4}, "commonsense": {2, 3, 4}, "reading": {4}}
 
