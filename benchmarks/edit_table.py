@@ -6,9 +6,9 @@
 Every row is one run of the product (what `launch.py` runs) with the method's settings for the model: rows of CounterFact or ZsRE one
 after another, nothing restored (LocFT-BF: all of them as one edit). *Immediate* asks about each fact right after its own edit, *retained*
 about all facts after the last, by probability (of ZsRE: tokens that are the first choice behind the ones before) and by free generation
-(`editeval/benchmarks/edit_quality.py`). A run that was
-killed goes on where it stopped. Prints a table, and one JSON line. Seconds an edit are the median's, by the clock and of the CPU in all
-threads; `ready` are the CPU's before the first edit (second moments, training), as far as they are not in the cache already.
+(`editeval/benchmarks/edit_quality.py`). A run that was killed goes on where it stopped. Prints a table, and one JSON line. Seconds an edit
+are the median's, by the clock and of the CPU in all threads; `ready` are the CPU's before the first edit (second moments, training), as far
+as they are not in the cache already.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from hydra import compose, initialize_config_dir
 
+from benchmarks.command import with_overrides
 from editeval.benchmarks.edit_quality import EditQuality
 from editeval.experiment import run
 from editeval.files import Cache, append_jsonl, read_jsonl
@@ -40,32 +41,12 @@ METHODS = (
     *("none", "random", "rome", "r-rome", "memit", "pmet", "pmet-attention", "emmet", "alphaedit", *REGULARISERS, "nse", "ultraedit"),
     *("mend", "rledit", "kn", "grace", "wise", "serac", "ike", "ft-l", "ft-m", "lora", "locft-bf"),
 )
-DATASETS = ("counterfact", "zsre")
 VARIANTS: Mapping[str, tuple[str, ...]] = {  # rows of the table that are settings of another method
     "r-rome": ("method=rome", "method.key=consistent"),
     "pmet-attention": ("method=pmet", "method.edit=both"),
     "locft-bf": ("method=locft-bf", "batch_size={edits}", "num_edits=1"),
 }
-NUMBERS: Mapping[
-    str, Mapping[str, tuple[str, str]]
-] = {  # head of a column: metric and protocol; ZsRE's rows have no old answer to be likelier than
-    "counterfact": {
-        "efficacy, p": ("efficacy", "probability"),
-        "efficacy, written": ("efficacy", "generation"),
-        "generalization, p": ("generalization", "probability"),
-        "generalization, written": ("generalization", "generation"),
-        "locality, p": ("neighborhood_success", "probability"),
-        "locality, written": ("locality", "generation"),
-    },
-    "zsre": {
-        "efficacy, tokens": ("efficacy", "teacher_forced"),
-        "efficacy, written": ("efficacy", "generation"),
-        "generalization, tokens": ("generalization", "teacher_forced"),
-        "generalization, written": ("generalization", "generation"),
-        "locality, tokens": ("locality", "teacher_forced"),
-        "locality, written": ("locality", "generation"),
-    },
-}
+LIKELIHOODS = {"counterfact": ("p", "probability"), "zsre": ("tokens", "teacher_forced")}  # ZsRE has no old answer to be likelier than
 IMMEDIATE_FILE = "immediate.jsonl"
 MAX_NEW_TOKENS = 12
 
@@ -122,13 +103,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--edits", type=int, default=50)
-    parser.add_argument("--dataset", choices=DATASETS, default=DATASETS[0])
+    parser.add_argument("--dataset", choices=list(LIKELIHOODS), default="counterfact")
     parser.add_argument("--data", type=Path, required=True, help="a folder with counterfact/rome/test.jsonl and zsre/mend_edit/test.jsonl")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("overrides", nargs="*", help="further settings, as on the command line of launch.py")
-    options = parser.parse_intermixed_args(arguments)
-    options.overrides += [word for word in options.methods if "=" in word]  # behind the methods they look like more of them
-    options.methods = [word for word in options.methods if "=" not in word]
+    options = with_overrides(parser, arguments)
     print(header(options.dataset), flush=True)
     rows = []
     for method in options.methods:
@@ -180,16 +159,25 @@ def measure(method: str, *, edits: int, dataset: str, data: Path, runs: Path, ov
     )
 
 
+def columns(dataset: str) -> dict[str, str]:
+    """Return the heads of the columns of answers, each with the name of its number."""
+    head, protocol = LIKELIHOODS[dataset]
+    found: dict[str, str] = {}
+    for metric in ("efficacy", "generalization", "locality"):
+        likely = "neighborhood_success" if (metric, protocol) == ("locality", "probability") else metric
+        found |= {f"{metric}, {head}": f"{likely}.{protocol}", f"{metric}, written": f"{metric}.generation"}
+    return found
+
+
 def header(dataset: str) -> str:
     """Return the table's head; each cell is immediate > retained."""
-    names = ["method", *NUMBERS[dataset], "norm", "s/edit", "CPU s/edit", "kB/edit", "ready, CPU s"]
+    names = ["method", *columns(dataset), "norm", "s/edit", "CPU s/edit", "kB/edit", "ready, CPU s"]
     return f"| {' | '.join(names)} |\n|{'---|' * len(names)}"
 
 
 def line(row: Row) -> str:
     """Return a method's line."""
-    names = [".".join(pair) for pair in NUMBERS[row.dataset].values()]
-    cells = [f"{number(row.immediate, name)} > {number(row.retained, name)}" for name in names]
+    cells = [f"{number(row.immediate, name)} > {number(row.retained, name)}" for name in columns(row.dataset).values()]
     cost = [
         f"{row.weight_norm_ratio:.2f}",
         f"{row.seconds_per_edit:.1f}",

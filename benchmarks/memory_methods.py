@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 
 from hydra import compose, initialize_config_dir
 
+from benchmarks.command import with_overrides
 from editeval.benchmarks.edit_quality import EditQuality
 from editeval.datasets.counterfact import CounterFact
 from editeval.datasets.selection import order
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, required=True, help="a folder with counterfact/rome and counterfact/easyedit")
     parser.add_argument("--router", type=int, default=300, help="rows that the router is measured on")
     parser.add_argument("overrides", nargs="*", help="further settings, as on the command line of launch.py")
-    options = parser.parse_intermixed_args(arguments)
+    options = with_overrides(parser, arguments)
     rows = []
     for method in options.methods:
         experiment = assembled(method, options.data, options.overrides)

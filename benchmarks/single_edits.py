@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script,
 import torch
 from hydra import compose, initialize_config_dir
 
+from benchmarks.command import with_overrides
 from editeval.build import build
 from editeval.datasets.counterfact import CounterFact
 from editeval.experiment import load_for
@@ -48,9 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=None, help="threads of torch; default: its own choice")
     parser.add_argument("--out", type=Path, default=None, help="a file of JSON lines that keeps what was measured")
     parser.add_argument("overrides", nargs="*", help="further settings, as on the command line of launch.py")
-    options = parser.parse_intermixed_args(arguments)
-    options.overrides += [word for word in options.methods if "=" in word]  # behind the methods they look like more of them
-    options.methods = [word for word in options.methods if "=" not in word]
+    options = with_overrides(parser, arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     facts = CounterFact(name="counterfact", subset="easyedit", split=options.split, data=str(options.data)).load()[: options.facts]
