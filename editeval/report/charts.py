@@ -64,7 +64,7 @@ class Panel:
     share: bool = True  # from 0 to 1
     log: bool = False
     quality: bool = False
-    note: str = ""
+    notes: tuple[str, ...] = ()  # sentences for the chart's caption
 
     def description(self) -> str:
         """Return the panel in words: every curve of all orders, point by point."""

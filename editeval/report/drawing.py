@@ -79,7 +79,8 @@ def _whose(curve: Curve) -> tuple[str, str, str]:
 def _curve(curve: Curve, points: tuple[Point, ...], x_scale: _Scale, y_scale: _Scale) -> list[Shape]:
     shade = colour(curve.colour)
     if curve.published:
-        return [Line(points=points, colour=shade, width=1, dash=(1.5, 3)), Dots(points=points, colour=shade, radius=2.2, hollow=True)]
+        dotted = Line(points=points, colour=shade, width=1, dash=(5, 3) if curve.dashed else (1.5, 3))
+        return [dotted, Dots(points=points, colour=shade, radius=2.2, hollow=True)]
     shapes: list[Shape] = []
     for has_band, neighbours in groupby(curve.points, key=lambda point: point.is_bounded and point.counts):
         part = list(neighbours)

@@ -21,9 +21,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
+from editeval.report.intervals import score_interval
 from editeval.report.panels import Panel
 from editeval.runner.retention import Retention
-from editeval.runner.table import NORMAL_95, Column
+from editeval.runner.table import Column
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 FAILS, IN_PART, PASSES = "#D55E00", "#F3DFA2", "#0072B2"  # of what an edit should do, from 0 to 1
@@ -115,10 +116,11 @@ def _draw_curve(axis: Axes, panel: Panel, column: Column, place: int) -> _End | 
         return None
     colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
     x, y = [score.num_edits for score in points], [score.value for score in points]
-    margins = [NORMAL_95 * score.stderr if score.stderr is not None and math.isfinite(score.stderr) else 0.0 for score in points]
+    intervals = [score_interval(score, is_share=panel.is_share) for score in points]
+    margins = [[one.value - one.low for one in intervals], [one.high - one.value for one in intervals]]
     # Beside one another by a few points of the page, so that equal numbers do not hide each other.
     aside = ScaledTranslation((place - (len(panel.columns) - 1) / 2) * DODGE_POINTS / 72, 0, axis.figure.dpi_scale_trans)
-    if any(margins):
+    if any(map(any, margins)):
         axis.errorbar(x, y, yerr=margins, fmt="none", ecolor=colour, elinewidth=1, alpha=0.45, transform=axis.transData + aside)
     axis.plot(x, y, color=colour, marker=marker, markersize=4.5, linewidth=1.8, transform=axis.transData + aside)
     if x[0] == 0 and len(x) > 1:

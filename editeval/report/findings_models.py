@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from editeval.report.intervals import Interval
 from editeval.report.series import Series
-from editeval.report.statistics import Estimate, Interval, area_weights, combine, spearman
+from editeval.report.statistics import Estimate, area_weights, combine, spearman
 from editeval.report.study import Run, Studies
 from editeval.report.verdicts import (
     KEEPS,

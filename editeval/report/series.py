@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from editeval.report.intervals import Interval, share_interval
 from editeval.report.statistics import (
     Estimate,
-    Interval,
     Retained,
     combine,
     fieller,
@@ -29,7 +29,6 @@ from editeval.report.statistics import (
     paired_change,
     retained,
     right_or_wrong,
-    wilson,
 )
 from editeval.report.study import Run, Studies, about_edits, monitored
 from editeval.runner.table import NORMAL_95, PROTOCOLS_FIRST, Column
@@ -145,8 +144,7 @@ class Series:
                 share = sum(score.value * score.n for score in scores) / n
                 of_facts = share * (1 - share)
                 estimate = Estimate(value=share, orders=tuple(score.value for score in scores), extra_variance=of_facts / n)
-                effective = of_facts / estimate.variance if estimate.variance > 0 else n
-                found[rung] = wilson(share * effective, effective, quantile=estimate.quantile())
+                found[rung] = share_interval(share, variance=estimate.variance, n=n, quantile=estimate.quantile())
         return found
 
     @cached_property

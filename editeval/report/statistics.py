@@ -26,19 +26,11 @@ from numpy.typing import NDArray
 from scipy import special, stats
 from scipy.optimize import brentq
 
-CONFIDENCE = 0.95
+from editeval.report.intervals import CONFIDENCE, Interval, normal_quantile
+
 EXACT_SPEARMAN = 7  # at most so many points are permuted in every way (5,040)
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A number with its two-sided interval of `CONFIDENCE`; infinite where the data bound nothing."""
-
-    value: float
-    low: float
-    high: float
 
 
 # -- paired tests ----------------------------------------------------------------------------------------------------------
@@ -92,22 +84,6 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(adjusted)
 
 
-def wilson(successes: float, n: float, *, quantile: float | None = None) -> Interval:
-    """Return a share with Wilson's score interval (Wilson 1927, https://doi.org/10.1080/01621459.1927.10502953).
-
-    `n` may be an effective number of trials; `quantile` is the normal one unless it is given.
-
-    Raises:
-        ValueError: no trials.
-    """
-    if n <= 0:
-        raise ValueError("a share needs at least one trial")
-    z, share = _normal() if quantile is None else quantile, successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return Interval(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
-
-
 # -- estimates -------------------------------------------------------------------------------------------------------------
 
 
@@ -153,7 +129,7 @@ class Estimate:
 
     def quantile(self) -> float:
         """Return the two-sided quantile of t with Satterthwaite's degrees of freedom."""
-        return float(special.stdtrit(self._freedom, (1 + CONFIDENCE) / 2)) if math.isfinite(self._freedom) else _normal()
+        return float(special.stdtrit(self._freedom, (1 + CONFIDENCE) / 2)) if math.isfinite(self._freedom) else normal_quantile()
 
     @property
     def _freedom(self) -> float:
@@ -230,7 +206,7 @@ def retained(before_N: Array, after_KN: Array, *, chance: float, pool: str) -> R
     interval = fieller(
         numerator, denominator, covariance[1, 1] + order_variance, covariance[0, 0], covariance[0, 1], quantile=estimate.quantile()
     )
-    above = denominator - _normal() * math.sqrt(covariance[0, 0]) > 0
+    above = denominator - normal_quantile() * math.sqrt(covariance[0, 0]) > 0
     return Retained(interval=interval, estimate=estimate, can_show_damage=above)
 
 
@@ -329,7 +305,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[Interval, float]:
         p_value = float(np.mean(np.abs(every) >= abs(rho) - 1e-9))
     else:
         p_value = float(stats.spearmanr(x, y).pvalue)
-    half = _normal() * math.sqrt((1 + rho * rho / 2) / (len(x) - 3))
+    half = normal_quantile() * math.sqrt((1 + rho * rho / 2) / (len(x) - 3))
     largest = 1 - 6 / (len(x) ** 3 - len(x))
     z = math.atanh(min(max(rho, -largest), largest))
     return Interval(value=rho, low=min(rho, math.tanh(z - half)), high=max(rho, math.tanh(z + half))), p_value
@@ -380,10 +356,6 @@ def variances_apart(estimates: Sequence[Estimate]) -> list[float]:
 
 def _variance_of_mean(values: Array) -> float:
     return float(np.var(values, ddof=1) / len(values)) if len(values) > 1 else 0.0
-
-
-def _normal() -> float:
-    return float(special.ndtri((1 + CONFIDENCE) / 2))
 
 
 def _correlation(x: Array, y: Array) -> float:

@@ -11,11 +11,21 @@ from typing import Any
 
 from editeval.report.charts import CellMap, Chart, Curve, Panel, Point, finite, name_of
 from editeval.report.findings import safety_counts, sign_by_run
-from editeval.report.published import SOURCE, published_curve
+from editeval.report.intervals import Interval
+from editeval.report.published import SOURCE, PublishedRow, published_curve
 from editeval.report.series import Series
-from editeval.report.statistics import Interval
 from editeval.report.study import Studies, monitored
-from editeval.report.study_curves import curve_of, drawn, monitor_curve, named_curve, score_curve, scores_of, seed_curve, whole
+from editeval.report.study_curves import (
+    curve_of,
+    doubts_of,
+    drawn,
+    monitor_curve,
+    published_points,
+    score_curve,
+    scores_of,
+    seed_curve,
+    whole,
+)
 from editeval.runner.table import Column
 
 MAX_MONITOR_POINTS = 40
@@ -63,11 +73,12 @@ def _siblings_chart(pair: Mapping[str, str], series: Sequence[Series], colours: 
     dashed = {pair["tuned"]}
     panels = [*_quality_panels(both, colours, dashed=dashed), _mean_panel(both, colours, dashed=dashed)]
     panels += [_score_panel(column, both, colours, dashed=dashed) for column in _columns(one.ability for one in both)]
-    return _chart("rq2", pair["family"], f"{pair['family']}: base (solid) and instruction-tuned (dashed)", panels, BANDS)
+    title = f"{pair['family']}: base (solid) and instruction-tuned (dashed)"
+    return _chart("rq2", pair["family"], title, panels, f"{BANDS} {PUBLISHED} Longer dashes: of the instruction-tuned model.")
 
 
 def _scale_chart(family: str, sizes: Mapping[str, float], series: Sequence[Series], colours: Mapping[str, int]) -> Chart | None:
-    """RQ3, figure 4: against the size of the model, one panel a number of edits."""
+    """RQ3, figure 4: against the size of the model, one panel a benchmark and number of edits."""
     mine = [one for one in series if one.model in sizes and (one.mean or one.efficacy)]
     if len({one.model for one in mine}) < 2:
         return None
@@ -77,7 +88,27 @@ def _scale_chart(family: str, sizes: Mapping[str, float], series: Sequence[Serie
         there = {_key(one): one.efficacy[rung] for one in mine if rung in one.efficacy}
         panels.append(_size_panel(f"efficacy after {rung}", "facts there", mine, there, sizes, colours, quality=True))
         panels.append(_size_panel(f"mean ability after {rung}", RETAINED, mine, kept, sizes, colours))
-    return _chart("rq3", family, f"{family}: size of the model", panels, BANDS)
+        panels += [_benchmark_by_size(column, rung, mine, sizes, colours) for column in _columns(one.ability for one in mine)]
+    return _chart("rq3", family, f"{family}: size of the model", panels, f"{BANDS} Dotted line: chance. {PUBLISHED}")
+
+
+def _benchmark_by_size(column: Column, rung: int, mine: Sequence[Series], sizes: Mapping[str, float], colours: Mapping[str, int]) -> Panel:
+    """Return one benchmark after a number of edits against the size, with what is published of the same cells."""
+    asked = [one for one in mine if column in one.columns and rung in one.rungs]
+    panel = _size_panel(
+        f"{_short(column)} ({column.protocol}) after {rung}",
+        column.metric.replace("_", " "),
+        asked,
+        {_key(one): scores_of(one, column)[rung] for one in asked},
+        sizes,
+        colours,
+    )
+    rows = {_key(one): row for one in asked for row in _published(one, column) if row.num_edits == rung}
+    printed = _size_panel(
+        "", "", asked, {key: Interval(value=row.value, low=row.value, high=row.value) for key, row in rows.items()}, sizes, colours
+    )
+    curves = (*panel.curves, *(replace(curve, published=True) for curve in printed.curves))
+    return replace(panel, curves=curves, levels=_chances(asked, column), notes=doubts_of(rows.values()))
 
 
 def _aspects_chart(model: str, mine: Sequence[Series], known: Studies) -> Chart | None:
@@ -281,27 +312,33 @@ def _mean_panel(mine: Sequence[Series], colours: Mapping[str, int], *, dashed: I
 
 def _score_panel(column: Column, mine: Sequence[Series], colours: Mapping[str, int], *, dashed: Iterable[str] = ()) -> Panel:
     curves: list[Curve] = []
-    levels: dict[float, None] = {}
+    doubts: tuple[str, ...] = ()
     for one in mine:
         if column not in one.columns:
             continue
         curves.append(curve_of(one, scores_of(one, column), one.method, colours[one.method], dashed=one.model in set(dashed)))
         curves += [seed_curve(one, run, column, colours, dashed) for run in one.runs]
-        rows = published_curve(one.model, one.runs[0].method, one.runs[0].dataset, column)
-        points = tuple(Point(row.num_edits, row.value, row.value, row.value) for row in rows if row.num_edits <= max(one.rungs, default=0))
-        curves.append(named_curve(one, one.method, points, colours[one.method], published=True))
-        chance = one.runs[0].table.chance(column)
-        levels |= {chance: None} if chance is not None else {}
-    at_chance = not any(one.can_show_damage(column) for one in mine if column in one.columns)
+        rows = _published(one, column)
+        curves.append(published_points(one, rows, colours[one.method], dashed=one.model in set(dashed)))
+        doubts += doubts_of(rows)
+    asked = [one for one in mine if column in one.columns]
+    at_chance = not any(one.can_show_damage(column) for one in asked)
     title = f"{_short(column)} ({column.protocol})" + (" *" if at_chance else "")
-    note = "* the unedited model is not above chance, so this panel cannot show damage" if at_chance else ""
-    return Panel(
-        title=title,
-        unit=column.metric.replace("_", " "),
-        curves=drawn(curves),
-        levels=tuple(("chance", level) for level in levels),
-        note=note,
-    )
+    note = ["* the unedited model is not above chance, so this panel cannot show damage"] if at_chance else []
+    unit = column.metric.replace("_", " ")
+    return Panel(title=title, unit=unit, curves=drawn(curves), levels=_chances(asked, column), notes=(*note, *doubts))
+
+
+def _published(one: Series, column: Column) -> tuple[PublishedRow, ...]:
+    """Return the printed rows of a series as far as it was measured."""
+    rows = published_curve(one.model, one.runs[0].method, one.runs[0].dataset, column)
+    return tuple(row for row in rows if row.num_edits <= max(one.rungs, default=0))
+
+
+def _chances(mine: Iterable[Series], column: Column) -> tuple[tuple[str, float], ...]:
+    """Return the lines of guessing on a benchmark."""
+    found = dict.fromkeys(chance for one in mine if (chance := one.runs[0].table.chance(column)) is not None)
+    return tuple(("chance", chance) for chance in found)
 
 
 def _size_panel(
@@ -330,7 +367,7 @@ def _columns(found: Iterable[Sequence[Column]]) -> list[Column]:
 
 def _chart(question: str, subject: str, title: str, panels: Sequence[Panel | CellMap], caption: str) -> Chart | None:
     kept = tuple(panel for panel in panels if isinstance(panel, CellMap) or panel.curves)
-    notes = " ".join(dict.fromkeys(panel.note for panel in kept if isinstance(panel, Panel) and panel.note))
+    notes = " ".join(dict.fromkeys(note for panel in kept if isinstance(panel, Panel) for note in panel.notes))
     told = f"{caption} {notes}".strip()
     return Chart(name=name_of(question, subject), question=question, title=title, panels=kept, caption=told) if kept else None
 

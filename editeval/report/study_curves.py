@@ -8,10 +8,12 @@ from dataclasses import replace
 from statistics import fmean
 
 from editeval.report.charts import Curve, Point, finite
+from editeval.report.intervals import Interval, score_interval, share_interval
+from editeval.report.published import PublishedRow
 from editeval.report.series import Series
-from editeval.report.statistics import Estimate, Interval
+from editeval.report.statistics import Estimate
 from editeval.report.study import Run
-from editeval.runner.table import NORMAL_95, Column
+from editeval.runner.table import Column
 from editeval.types import Score
 
 MOST_LOG = 700.0  # of a number that a float can hold
@@ -59,9 +61,16 @@ def _interval(orders: Sequence[float], *, error: float, log: bool) -> Interval |
     return Interval(value=value, low=low, high=high)
 
 
-def named_curve(one: Series, label: str, points: tuple[Point, ...], colour: int, *, published: bool = False) -> Curve:
-    """Return the curve of a series through points."""
-    return Curve(label=label, model=one.model, method=one.method, dataset=one.dataset, points=points, colour=colour, published=published)
+def published_points(one: Series, rows: Sequence[PublishedRow], colour: int, *, dashed: bool = False) -> Curve:
+    """Return printed numbers of a series: a curve without intervals."""
+    points = tuple(Point(row.num_edits, row.value, row.value, row.value) for row in rows)
+    who, whose = one.method, one.model
+    return Curve(label=who, model=whose, method=who, dataset=one.dataset, points=points, colour=colour, dashed=dashed, published=True)
+
+
+def doubts_of(rows: Iterable[PublishedRow]) -> tuple[str, ...]:
+    """Return what is doubtful about published numbers, a sentence for each method and doubt."""
+    return tuple(dict.fromkeys(f"Published numbers of {row.method}: {row.doubt}." for row in rows if row.doubt))
 
 
 def seed_curve(one: Series, run: Run, column: Column, colours: Mapping[str, int], dashed: Iterable[str]) -> Curve:
@@ -83,21 +92,28 @@ def seed_curve(one: Series, run: Run, column: Column, colours: Mapping[str, int]
 
 
 def scores_of(one: Series, column: Column) -> dict[int, Interval]:
-    """Return the plain score by rung, a mean over orders; intervals over items and, where there are several, over orders."""
+    """Return the plain score by rung, a mean over orders of edits: Wilson's interval over items and, of several orders, over them.
+
+    A score that is no number under some order, or has no standard error, has no interval.
+    """
     found: dict[int, Interval] = {}
     for rung in (0, *one.rungs):
         scores = [score for run in one.runs if (score := run.table.cells.get((rung, column))) is not None]
         if scores:
-            value = fmean(score.value for score in scores)
-            over_items = fmean(score.stderr or 0.0 for score in scores) ** 2
-            interval = Estimate(value=value, orders=tuple(score.value for score in scores), extra_variance=over_items).interval()
-            found[rung] = Interval(value=value, low=max(0.0, interval.low), high=min(1.0, interval.high))
+            value, errors = fmean(score.value for score in scores), [score.stderr for score in scores]
+            if not math.isfinite(value) or any(error is None or not math.isfinite(error) for error in errors):
+                found[rung] = Interval(value=value, low=value, high=value)
+                continue
+            over_items = fmean(error or 0.0 for error in errors) ** 2
+            estimate = Estimate(value=value, orders=tuple(score.value for score in scores), extra_variance=over_items)
+            n = fmean(score.n for score in scores)  # the same items under every order
+            found[rung] = share_interval(value, variance=estimate.variance, n=n, quantile=estimate.quantile())
     return found
 
 
 def _point(score: Score) -> Point:
-    half = NORMAL_95 * (score.stderr or 0.0)
-    return Point(score.num_edits, score.value, max(0.0, score.value - half), min(1.0, score.value + half))
+    interval = score_interval(score, is_share=True)
+    return Point(score.num_edits, score.value, interval.low, interval.high)
 
 
 def drawn(curves: Iterable[Curve]) -> tuple[Curve, ...]:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from editeval.report.intervals import Interval
 from editeval.report.series import Series
-from editeval.report.statistics import Interval
 from editeval.runner.table import format_number
 
 KEEPS = 0.9

@@ -13,9 +13,9 @@ import pytest
 
 from editeval.report.findings import findings
 from editeval.report.findings_models import area_difference
+from editeval.report.intervals import wilson
 from editeval.report.items import Items, choice, is_degenerate
 from editeval.report.series import Series, changes, p_value, series_of
-from editeval.report.statistics import wilson
 from editeval.report.study import Studies, read_study, studies
 from editeval.report.verdicts import Outcome, Verdict, by_majority
 from editeval.runner.results import ScoreStore

@@ -15,9 +15,9 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
+from editeval.report.intervals import Interval, wilson
 from editeval.report.statistics import (
     Estimate,
-    Interval,
     area_weights,
     between_sd,
     combine,
@@ -31,7 +31,6 @@ from editeval.report.statistics import (
     retained,
     spearman,
     variances_apart,
-    wilson,
 )
 
 REPEATS = 1500

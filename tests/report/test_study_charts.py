@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from editeval.report.charts import Panel, chart_csv
+from editeval.report.charts import Chart, Panel, chart_csv
 from editeval.report.drawing import scene
 from editeval.report.scene import Dots
 from editeval.report.series import series_of
@@ -108,3 +108,42 @@ def test_monitors_are_means_over_all_orders_with_their_interval(tmp_path: Path) 
     assert [point.x for point in broken.points] == [0, 1, 10]
     rows = [row for row in csv.DictReader(chart_csv(chart).splitlines()) if row["panel"] == "norm of edited weights"]
     assert (rows[0]["low"], rows[0]["high"]) == ("", "")  # of the unedited model it is known
+
+
+def charts_of(tmp_path: Path, runs: list[PlantedRun]) -> dict[str, Chart]:
+    known = studies()
+    return {chart.name: chart for chart in charts(series_of(read_study([write_run(tmp_path, run) for run in runs], known), known), known)}
+
+
+def test_published_numbers_stand_beside_sizes_and_siblings_with_their_doubts(tmp_path: Path) -> None:
+    gsm8k = (Planted(name="gsm8k", kept=falls_at(20), generated=True),)
+    models = ("pythia-160m", "pythia-1b", "llama2-7b", "llama2-7b-chat")
+    found = charts_of(
+        tmp_path, [PlantedRun(model=model, method=method, benchmarks=gsm8k) for model in models for method in ("rome", "mend")]
+    )
+
+    sizes = {panel.title: panel for panel in found["rq3-pythia"].panels if isinstance(panel, Panel)}
+    panel = sizes["gsm8k (generative) after 10"]
+    printed = {curve.method: curve for curve in panel.curves if curve.published}
+    assert [point.x for point in printed["rome"].points] == [160e6, 1e9]
+    assert {point.y for curve in panel.curves if not curve.published for point in curve.points} != {
+        point.y for point in printed["rome"].points
+    }
+    assert not any(curve.published for curve in sizes["mean ability after 10"].curves)
+
+    siblings = found["rq2-llama-2-7b"]
+    panel = next(panel for panel in siblings.panels if isinstance(panel, Panel) and panel.title.startswith("gsm8k"))
+    assert {(curve.model, curve.dashed) for curve in panel.curves if curve.published} == {("llama2-7b", False), ("llama2-7b-chat", True)}
+    assert "not ours" in siblings.caption
+    assert siblings.caption.count("Published numbers of mend: the published MEND code does not accumulate edits.") == 1
+
+
+def test_none_right_of_twenty_is_no_certain_zero(tmp_path: Path) -> None:
+    twenty = (Planted(name="gsm8k", kept=keeps(0.0), generated=True, n=20, chance=0.0),)
+    found = charts_of(tmp_path, [PlantedRun(benchmarks=twenty, seed=seed) for seed in (0, 1)])
+    panel = next(panel for panel in found["rq1-tiny"].panels if isinstance(panel, Panel) and panel.title.startswith("gsm8k"))
+    ends = [(point.y, point.low, point.high) for curve in panel.curves for point in curve.points if point.x == 100]
+    assert len(ends) == 3  # each order, and both together
+    for value, low, high in ends:
+        assert (value, low) == (0, 0)
+        assert high == pytest.approx(0.161, abs=0.001)  # Wilson's for 0 of 20
