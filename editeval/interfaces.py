@@ -326,7 +326,11 @@ class RunState:
 
 @dataclass(frozen=True, kw_only=True)
 class EditEvent:
-    """One edit as it happened: for progress bars, trackers and the edit log."""
+    """One edit as it happened: for progress bars, trackers and the edit log.
+
+    `weight_norm_ratio` is the largest ||W|| / ||W unedited|| of an edited matrix, `canary_ratio` the perplexity of a few plain
+    sentences over the unedited model's, measured at rungs; None where an edit was replayed.
+    """
 
     step: int
     num_edits: int
@@ -336,6 +340,8 @@ class EditEvent:
     weights_digest: str
     replayed: bool
     diagnostics: Mapping[str, float]
+    weight_norm_ratio: float | None = None
+    canary_ratio: float | None = None
 
 
 class Callback:

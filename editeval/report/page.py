@@ -163,12 +163,11 @@ def _edits(edits: Sequence[Mapping[str, Any]]) -> str:
     if not edits:
         return ""
     names = list(dict.fromkeys(name for edit in edits for name in edit.get("diagnostics", {})))
-    heads = "".join(
-        f'<th scope="col">{escaped(name.replace("_", " "))}</th>' for name in ("edit", "facts", "seconds", "norm ratio", *names)
-    )
+    signs = [name for name in ("weight_norm_ratio", "canary_ratio") if any(name in edit for edit in edits)]
+    heads = "".join(f'<th scope="col">{escaped(name.replace("_", " "))}</th>' for name in ("edit", "facts", "seconds", *signs, *names))
     rows = []
     for edit in edits:
-        numbers = [edit.get("weight_norm_ratio"), *(edit.get("diagnostics", {}).get(name) for name in names)]
+        numbers = [*(edit.get(name) for name in signs), *(edit.get("diagnostics", {}).get(name) for name in names)]
         cells = "".join(f"<td>{_number(number)}</td>" for number in (edit["seconds"], *numbers))
         facts = ", ".join(edit["request_ids"])
         rows.append(f'<tr><th scope="row">{edit["step"]}</th><td>{escaped(facts)}</td>{cells}</tr>')

@@ -33,6 +33,7 @@ BANDS = "Bands: 95% intervals, over items and, where a series has several seeds,
 PUBLISHED_CODE = "published code"  # the name of a curve of settings that reproduce a fault of one
 PUBLISHED = f"Dotted with rings: {SOURCE}, not ours."
 RETAINED = "share of ability kept"
+OfEdit = Callable[[Mapping[str, Any]], float | None]  # a number of a row of the edit log
 
 
 def charts(series: Sequence[Series], known: Studies) -> tuple[Chart, ...]:
@@ -241,9 +242,9 @@ def _retention_map(one: Series) -> CellMap | None:
 
 
 def _monitor_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int]) -> Chart | None:
-    """Weight norms, perplexity and degenerate output: what warns before a benchmark does."""
+    """Weight norms, perplexities and degenerate output: what warns before a benchmark does."""
     panels = list(_quality_panels(mine, colours)[:1])
-    panels.append(_norm_panel(mine, colours))
+    panels += [_norm_panel(mine, colours), _canary_panel(mine, colours)]
     for column in dict.fromkeys(column for one in mine for column in monitored(one.runs[0])):
         logarithmic = column.metric == "perplexity"
         curves = [score_curve(one, column, colours[one.method], log=logarithmic) for one in mine]
@@ -261,12 +262,19 @@ def _monitor_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int
 
 
 def _norm_panel(mine: Sequence[Series], colours: Mapping[str, int]) -> Panel:
-    curves = [monitor_curve(one, {0: (1.0,), **norms}, colours[one.method], log=True) for one in mine if (norms := _of_edits(one, _norm))]
-    return Panel(title="norm of edited weights", unit="times unedited", curves=drawn(curves), share=False, log=True)
+    return _ratio_panel("norm of edited weights", lambda edit: edit.get("weight_norm_ratio"), mine, colours)
 
 
-def _norm(edit: Mapping[str, Any]) -> float | None:
-    return edit.get("weight_norm_ratio")
+def _canary_panel(mine: Sequence[Series], colours: Mapping[str, int]) -> Panel:
+    return _ratio_panel("canary: perplexity of plain sentences", lambda edit: edit.get("canary_ratio"), mine, colours)
+
+
+def _ratio_panel(
+    title: str, read: Callable[[Mapping[str, Any]], float | None], mine: Sequence[Series], colours: Mapping[str, int]
+) -> Panel:
+    """Return a panel of what the edit log has as a multiple of the unedited model's."""
+    curves = [monitor_curve(one, {0: (1.0,), **ratios}, colours[one.method], log=True) for one in mine if (ratios := _of_edits(one, read))]
+    return Panel(title=title, unit="times unedited", curves=drawn(curves), share=False, log=True)
 
 
 def _update_norm(edit: Mapping[str, Any]) -> float | None:
@@ -274,7 +282,7 @@ def _update_norm(edit: Mapping[str, Any]) -> float | None:
     return norm
 
 
-def _of_edits(one: Series, read: Callable[[Mapping[str, Any]], float | None]) -> dict[int, tuple[float, ...]]:
+def _of_edits(one: Series, read: OfEdit) -> dict[int, tuple[float, ...]]:
     """Return a number of the edit log of every run, at edits that all of them have and no more than can be seen."""
     logs = [{int(edit["num_edits"]): value for edit in run.edits if (value := read(edit)) is not None} for run in one.runs]
     shared = sorted(set.intersection(*map(set, logs)))

@@ -38,7 +38,7 @@ from editeval.report.study_tables import (
 )
 from editeval.report.table import markdown_row
 from editeval.report.verdicts import Verdict
-from editeval.runner.mirrored import NORM
+from editeval.runner.mirrored import SIGNS
 from editeval.runner.results import ScoreStore
 from editeval.runner.table import MISSING, Column, format_number
 from editeval.runner.wandb_mirror import has_wandb_account
@@ -201,8 +201,8 @@ def _retention(content: StudyContent) -> Iterator[Part]:
 def _monitors(content: StudyContent) -> Iterator[Part]:
     warnings = _columns((run, column) for run in content.runs for column in run.table.columns if column.metric in WARNINGS)
     diagnostics = dict.fromkeys(f"edit/{name}" for edit in _logged_edits(content) for name in edit.get("diagnostics", {}))
-    norms = (f"edit/{NORM}",) if any(NORM in edit for edit in _logged_edits(content)) else ()
-    yield Grid(curves=(*_quality(content)[:1], *warnings, *norms, *diagnostics))
+    signs = [f"edit/{name}" for name in SIGNS if any(name in edit for edit in _logged_edits(content))]
+    yield Grid(curves=(*_quality(content)[:1], *warnings, *signs, *diagnostics))
     yield "W&B logs degenerate output only where a benchmark measures it. From disk, with the norms that earlier versions did not log:"
     for chart in _charts("monitors", content):
         yield _chart(chart, [panel for panel in chart.panels if panel.title in FROM_DISK])

@@ -5,12 +5,11 @@ Nothing here changes a number. Settings come from `conf/callback/`.
 
 from __future__ import annotations
 
-import math
 import resource
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -25,22 +24,10 @@ from editeval.inference.edited import EditedModel
 from editeval.interfaces import Callback, EditEvent, RunState
 from editeval.runner.progress import seconds_text
 from editeval.runner.run_files import TIMINGS_FILE, append_edit, read_edits, write_collapse
+from editeval.runner.signs import canary_log_perplexity, ratio_of_logs, weight_norm_ratio
 from editeval.types import EditRequest, Score
 
-CANARY_TEXTS = (
-    ("The sun rises in the east", " and sets in the west, and the days grow longer in spring."),
-    ("After lunch the children went outside", " to play in the garden until it was time to go home."),
-    ("Water boils when it is heated", " and freezes when it becomes cold enough, as everyone knows."),
-)
-
-
 # -- watchdog --------------------------------------------------------------------------------------------------------------
-
-
-def weight_norm_ratio(model: EditedModel) -> float:
-    """Return the largest ||W|| / ||W_base|| (Frobenius) over the edited parameters; 1 before any edit, NaN for broken weights."""
-    ratios = [float(model.weight(name).norm() / model.base_weight(name).norm()) for name in model.edited_parameters]
-    return math.nan if any(math.isnan(ratio) for ratio in ratios) else max(ratios, default=1.0)
 
 
 @dataclass(kw_only=True)
@@ -102,22 +89,15 @@ class Watchdog(Callback):
     def _canary(self, model: EditedModel, limit: float) -> str | None:
         if self._base_canary is None:
             with model.unedited():
-                self._base_canary = _canary_log_perplexity(model)
-        log_ratio = _canary_log_perplexity(model) - self._base_canary
-        if log_ratio <= math.log(limit):
+                self._base_canary = canary_log_perplexity(model)
+        ratio = ratio_of_logs(canary_log_perplexity(model), self._base_canary)
+        if ratio <= limit:
             return None
-        ratio = math.exp(log_ratio) if log_ratio < 700 else math.inf
         return f"brought plain sentences to {ratio:.3g} times the unedited perplexity (max_canary_ratio={limit:g})"
 
 
 def _finite(model: EditedModel) -> bool:
     return all(bool(torch.isfinite(model.weight(name)).all()) for name in model.edited_parameters)
-
-
-def _canary_log_perplexity(model: EditedModel) -> float:
-    """Return the mean negative log-probability of a token of the canary sentences (nats)."""
-    scores = model.score([context for context, _ in CANARY_TEXTS], [continuation for _, continuation in CANARY_TEXTS])
-    return -sum(score.log_prob for score in scores) / sum(score.num_tokens for score in scores)
 
 
 # -- timing ----------------------------------------------------------------------------------------------------------------
@@ -212,9 +192,9 @@ class Timing(Callback):
 
 @dataclass(kw_only=True)
 class EditLog(Callback):
-    """Writes `edits.jsonl`: one row an edit with its digests, seconds, diagnostics and the largest weight-norm ratio.
+    """Writes `edits.jsonl`: one row an edit with its digests, seconds, diagnostics, weight-norm ratio and, at a rung, canary ratio.
 
-    A replayed edit is written only where its row is missing (a kill came between journal and log), without diagnostics.
+    A replayed edit is written only where its row is missing (a kill came between journal and log), without diagnostics and canary.
     """
 
     _known: dict[int, str] = field(default_factory=dict, init=False, repr=False)
@@ -227,11 +207,12 @@ class EditLog(Callback):
         """Append the edit's row."""
         if self._known.get(event.step) != event.digest:
             self._known[event.step] = event.digest
-            append_edit(state.run_dir, {**edit_row(event), "weight_norm_ratio": weight_norm_ratio(model)})
+            known = event if event.weight_norm_ratio is not None else replace(event, weight_norm_ratio=weight_norm_ratio(model))
+            append_edit(state.run_dir, edit_row(known))
         return None
 
 
 def edit_row(event: EditEvent) -> Mapping[str, object]:
     """Return an edit event as plain JSON values."""
-    row = asdict(event)
+    row = {name: value for name, value in asdict(event).items() if value is not None}
     return {**row, "request_ids": list(event.request_ids), "diagnostics": {name: float(value) for name, value in event.diagnostics.items()}}

@@ -17,7 +17,7 @@ from editeval.runner.run_files import read_edits
 from editeval.types import Score
 
 LEDGER = Path("wandb") / "mirrored.jsonl"
-NORM = "weight_norm_ratio"
+SIGNS = ("weight_norm_ratio", "canary_ratio")
 
 Row = dict[str, float]
 
@@ -57,7 +57,7 @@ class Ledger:
 def edit_row(row: Mapping[str, Any]) -> TrackedRow:
     """Return an edit (a row of `edits.jsonl`, or such an event as a mapping) as a tracker's row."""
     numbers = {f"edit/{name}": float(value) for name, value in row["diagnostics"].items()}
-    numbers |= {f"edit/{name}": float(row[name]) for name in ("seconds", NORM) if row.get(name) is not None}
+    numbers |= {f"edit/{name}": float(row[name]) for name in ("seconds", *SIGNS) if row.get(name) is not None}
     numbers["num_edits"] = int(row["num_edits"])
     return TrackedRow(name=f"edit {row['step']} {row['digest']}", numbers=numbers)
 

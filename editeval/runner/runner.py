@@ -32,6 +32,7 @@ from editeval.interfaces import (
     attach,
 )
 from editeval.runner.results import BaseScores, CellKey, ScoreStore
+from editeval.runner.signs import canary_log_perplexity, ratio_of_logs, weight_norm_ratio
 from editeval.types import EditError, EditRequest, Evaluation, JournalError, Progress, Score, SilentProgress, content_key, counted, seed_for
 
 log = logging.getLogger(__name__)
@@ -207,9 +208,19 @@ class Runner:
             weights_digest=self.model.weights_digest(),
             replayed=replayed,
             diagnostics=diagnostics,
+            weight_norm_ratio=None if replayed else weight_norm_ratio(self.model),
+            canary_ratio=None if replayed or entry.step not in self.trajectory.rungs else self._canary_ratio(),
         )
         reasons = [callback.on_edit_end(self.state, event, self.model) for callback in self.callbacks]
         return next((reason for reason in reasons if reason is not None), None)
+
+    def _canary_ratio(self) -> float:
+        return ratio_of_logs(canary_log_perplexity(self.model), self._base_canary)
+
+    @cached_property
+    def _base_canary(self) -> float:
+        with self.model.unedited():
+            return canary_log_perplexity(self.model)
 
     # -- measuring -------------------------------------------------------------------------------------------------
 

@@ -16,8 +16,7 @@ from rich.console import Console
 
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import Callback, EditEvent, RunState
-from editeval.runner.callbacks import weight_norm_ratio
-from editeval.runner.mirrored import NORM, Ledger, TrackedRow, cell_row, edit_row, rows_on_disk
+from editeval.runner.mirrored import Ledger, TrackedRow, cell_row, edit_row, rows_on_disk
 from editeval.runner.results import CellKey, ScoreStore
 from editeval.runner.run_files import JOURNAL_FOLDER, MANIFEST_FILE
 from editeval.runner.tracked_tables import TableRules, TrackedTable, tables_of
@@ -77,7 +76,7 @@ class WandbMirror(Callback):
     def on_edit_end(self, state: RunState, event: EditEvent, model: EditedModel) -> str | None:
         """Mirror the edit's diagnostics, seconds and digest, and how large it left the edited weights."""
         if self.log_edits and not event.replayed:
-            self._mirror(state, edit_row({**asdict(event), NORM: weight_norm_ratio(model)}))
+            self._mirror(state, edit_row(asdict(event)))
         return None
 
     def on_evaluation_end(self, state: RunState, benchmark: str, scores: Sequence[Score]) -> None:

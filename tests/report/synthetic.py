@@ -182,6 +182,7 @@ def write_run(root: Path, run: PlantedRun) -> Path:
             "replayed": False,
             "diagnostics": {"delta_norm": 0.5 + step / 100, "update_norm": step / 4},
             "weight_norm_ratio": 1 + step / 50,
+            "canary_ratio": 1 + step / 10,
         }
         append_edit(folder, {**row, **norm})
     seconds = {"computing edits": 1.5 * max(run.rungs), "measuring mmlu": 12.0}

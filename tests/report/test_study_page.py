@@ -280,6 +280,7 @@ def test_early_warnings_are_what_the_runs_hold(files: StudyFiles, of_rome: list[
         return [[sample["log_probs"].index(-1.0) for sample in store.samples(10, benchmark)] for store in of_rome]
 
     assert warning("norm of edited weights", 10) == pytest.approx(1.2)  # planted: 1 + edits / 50
+    assert warning("canary: perplexity of plain sentences", 10) == pytest.approx(2.0)  # planted: 1 + edits / 10
     assert warning("perplexity passage", 0) == pytest.approx(20)
     assert warning("perplexity passage", 10) == pytest.approx(20 * (1 + 0.5**3))  # planted: by what is kept of mmlu
     broken = [fmean(not sample["generated"] for sample in store.samples(10, "gsm8k")) for store in of_rome]

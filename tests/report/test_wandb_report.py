@@ -117,7 +117,7 @@ def test_every_panel_shows_what_the_runs_log(folders: list[Path], sections: Sect
     }
     shown = [name for blocks in sections.values() for name in curves(blocks)]
     assert set(shown) <= logged
-    of_edits = {f"edit/{name}" for name in ("seconds", "delta_norm", "weight_norm_ratio")}
+    of_edits = {f"edit/{name}" for name in ("seconds", "delta_norm", "weight_norm_ratio", "canary_ratio")}
     assert of_edits | {"perplexity/passage.perplexity.likelihood", "truthfulqa/truthfulqa.acc.likelihood"} <= set(shown)
     assert tables(sections[SECTIONS["retention"]]) == ["edit-quality/retention/efficacy.generation"]
     assert set(tables(sections[SECTIONS["items"]])) == {f"{name}/samples" for name in ("edit-quality", "mmlu", "gsm8k", "truthfulqa")}

@@ -71,6 +71,8 @@ def edit_event(step: int) -> EditEvent:
         weights_digest="w",
         replayed=False,
         diagnostics={"loss": 0.25},
+        weight_norm_ratio=1.0,
+        canary_ratio=1.25 if step == 10 else None,
     )
 
 
@@ -181,7 +183,9 @@ def test_without_an_account_wandb_mirrors_every_score_offline_and_only_once(
     assert {key: value for key, value in logged.items() if key[1].startswith("quick/")} == expected
     assert logged[(1, "edit/loss")] == 0.25
     assert logged[(10, "edit/seconds")] == 1.5
-    assert logged[(10, "edit/weight_norm_ratio")] == 1.0, "no matrix of this model was edited"
+    assert logged[(10, "edit/weight_norm_ratio")] == 1.0
+    assert logged[(10, "edit/canary_ratio")] == 1.25
+    assert (1, "edit/canary_ratio") not in logged, "it is measured at rungs"
 
     (run,) = (record["run"] for record in records if record["type"] == "run")
     assert run["run_id"] == run_state(tmp_path).edit_key[:12], "the id is the trajectory's, on every launch"
