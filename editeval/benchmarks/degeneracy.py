@@ -53,14 +53,20 @@ def repeated_share(tokens: Sequence[Hashable]) -> float:
     return 1 - len(set(grams)) / len(grams) if len(grams) >= MIN_NGRAMS else 0.0
 
 
+def scores_by_answer(items: Sequence[Answered]) -> dict[str, list[float]]:
+    """Return the scores of the items by their right answer: its mean is the recall of that class."""
+    by_class: dict[str, list[float]] = defaultdict(list)
+    for item in items:
+        by_class[item.right].append(item.score)
+    return by_class
+
+
 def balanced(items: Sequence[Answered]) -> tuple[float, float | None]:
     """Return the mean over the right answers of the mean score on their items, and its standard error.
 
     A constant answer to K classes scores 1 / K, whatever their sizes. No error where a class has a single item.
     """
-    by_class: dict[str, list[float]] = defaultdict(list)
-    for item in items:
-        by_class[item.right].append(item.score)
+    by_class = scores_by_answer(items)
     means = [fmean(scores) for scores in by_class.values()]
     if any(len(scores) < 2 for scores in by_class.values()):
         return fmean(means), None

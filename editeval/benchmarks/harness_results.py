@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,16 @@ from typing import Any
 
 import numpy
 
-from editeval.benchmarks.degeneracy import MAX_CLASSES, Answered, balanced, degenerate_reasons, is_unended, plain_answer, top_answer_share
+from editeval.benchmarks.degeneracy import (
+    MAX_CLASSES,
+    Answered,
+    balanced,
+    degenerate_reasons,
+    is_unended,
+    plain_answer,
+    scores_by_answer,
+    top_answer_share,
+)
 from editeval.benchmarks.estimates import mean_and_stderr
 from editeval.benchmarks.harness_engine import generation_settings
 from editeval.types import Measurement, content_key
@@ -110,6 +120,10 @@ def _beside(items: _Items, measured: Callable[..., Measurement]) -> Iterator[Mea
         yield measured(metric="balanced_accuracy", value=mean, n=len(answered), stderr=stderr, chance=1 / len(classes))
         share = top_answer_share(answered)
         yield measured(metric="top_answer_share", value=share, n=len(answered), higher_is_better=False)
+    if len(classes) == 2:  # which of the two it is that a balanced accuracy gained or lost, such as refusals where they are due
+        for right, scores in sorted(scores_by_answer(answered).items()):
+            mean, stderr = mean_and_stderr(scores)
+            yield measured(metric=f"recall_{re.sub(r'[^a-z0-9]+', '_', plain_answer(right))}", value=mean, n=len(scores), stderr=stderr)
     written = [_signs(record, items.reading) for task, record in _first_filter(items) if task.OUTPUT_TYPE == "generate_until"]
     for metric, sign in (("degenerate_rate", "degenerate"), ("unended_rate", "unended")):
         if written:

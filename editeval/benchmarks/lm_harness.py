@@ -43,7 +43,7 @@ from editeval.interfaces import EvaluationContext
 from editeval.models.prompt_format import CHAT, RAW, chat_text, check_format, check_template
 from editeval.types import ConfigError, DatasetError, Evaluation, Progress, SilentProgress
 
-VERSION = "5"  # raised whenever the same model, tasks and data would give other numbers
+VERSION = "6"  # raised whenever the same model, tasks and data would give other numbers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,7 +160,7 @@ def test_every_benchmark_runs_offline_and_names_protocol_shots_and_template(
     evaluation = benchmark.evaluate(tiny("llama"), context_of(tmp_path))
     assert {found.protocol for found in evaluation.measurements} == {benchmark.protocol}
     for found in evaluation.measurements:
-        assert found.n == 6
+        assert found.n == 6 or (found.metric.startswith("recall_") and 0 < found.n < 6)  # of one right answer
         assert found.template
         assert found.shots == {"gsm8k": 8, "gsm8k-5shot": 5, "commonsense_qa-generative": 7}.get(name, 0)
     accuracies = [found for found in evaluation.measurements if found.metric.startswith(("acc", "exact_match"))]
@@ -229,7 +229,10 @@ def test_a_constant_answer_is_seen_as_such(made: Callable[..., HarnessBenchmark]
     found = metrics(evaluation)
     given = [max(range(2), key=record["log_probs"].__getitem__) for record in evaluation.samples]
     assert found["boolq.top_answer_share"].value == max(given.count(0), given.count(1)) / 6
-    assert 0 <= found["boolq.balanced_accuracy"].value <= 1
+    recalls = [found[f"boolq.recall_{answer}"] for answer in ("no", "yes")]
+    assert [recall.chance for recall in recalls] == [None, None], "a model that says yes alone has 1 and 0"
+    assert found["boolq.balanced_accuracy"].value == pytest.approx(sum(recall.value for recall in recalls) / 2)
+    assert sum(recall.n for recall in recalls) == 6
 
 
 def test_a_prompt_that_the_model_cannot_read_is_refused_before_any_forward_pass(
@@ -285,6 +288,8 @@ def test_a_model_that_refuses_nothing_scores_refusal_as_guessing_does(
     evaluation = benchmark.evaluate(model, context_of(tmp_path))
     (found,) = (item for item in evaluation.measurements if item.metric == "balanced_accuracy")
     assert (found.n, found.chance, found.protocol, found.value) == (64, 0.5, "generative", 0.5)  # random letters refuse nothing
+    recalls = {item.metric: (item.n, item.value) for item in evaluation.measurements if item.metric.startswith("recall_")}
+    assert recalls == {"recall_refused": (32, 0.0), "recall_answered": (32, 1.0)}
     score = Score(benchmark="refusal", num_edits=0, state_digest="", benchmark_key="", seconds=0.0, **asdict(found))
     outcomes = Items(evaluation.samples).outcomes(score, balanced=True)
     assert outcomes is not None  # the report has each item's outcome behind the balanced accuracy of written answers
