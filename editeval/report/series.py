@@ -7,14 +7,14 @@ rung; the mean over benchmarks counts those on which the unedited model is above
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from editeval.report.settings import across_models, differing, labelled
 from editeval.report.statistics import (
     Estimate,
     Interval,
@@ -33,9 +33,7 @@ from editeval.report.statistics import (
 )
 from editeval.report.study import Run, Studies, about_edits, monitored
 from editeval.runner.table import NORMAL_95, PROTOCOLS_FIRST, Column
-from editeval.types import content_key
 
-NAMED_SETTINGS = 3  # of a label; where more differ, a hash tells the settings apart
 RESAMPLES = 2000
 THERE = 0.1  # edits are there if the lower bound of efficacy is this much above the unedited model's
 
@@ -124,6 +122,11 @@ class Series:
     def safety(self) -> tuple[Column, ...]:
         """Columns of safety."""
         return tuple(column for column in self.columns if self.known.is_safety(column))
+
+    @cached_property
+    def setup(self) -> Mapping[str, Any]:
+        """What the method was set to, as far as it must be the same on another model before the two are compared."""
+        return across_models(self.runs[0].config.get("method", {}))
 
     # -- edit quality ----------------------------------------------------------------------------------------------
 
@@ -273,12 +276,12 @@ def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
 
     A setting that differs on one model is told on every model, so that a method is called the same on all of them.
     """
-    settings = _differing(runs, "method", lambda run: (run.method, run.model))
-    of_data = _differing(runs, "dataset", lambda run: (run.dataset, ""))
+    settings = differing(runs, "method", lambda run: (run.method, run.model))
+    of_data = differing(runs, "dataset", lambda run: (run.dataset, ""))
     grouped: dict[tuple[str, str, str], dict[int, Run]] = {}
     twins: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        name = (run.model, _label(run.method, settings[run.folder]), _label(run.dataset, of_data[run.folder]))
+        name = (run.model, labelled(run.method, settings[run.folder]), labelled(run.dataset, of_data[run.folder]))
         if grouped.setdefault(name, {}).setdefault(run.seed, run) is not run:
             twins.setdefault(name, []).append(run)
     return tuple(
@@ -294,52 +297,6 @@ def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
         )
         for (model, method, dataset), found in grouped.items()
     )
-
-
-def _differing(runs: Sequence[Run], group: str, named: Callable[[Run], tuple[str, str]]) -> dict[Path, Mapping[str, str]]:
-    """Return, by folder, each run's settings of those that differ between runs of its name under the same condition.
-
-    `named` tells both: the name, and the condition (a method's model).
-    """
-    flat = {run.folder: _flat(run.config.get(group, {})) | (_beside_the_method(run.config) if group == "method" else {}) for run in runs}
-    alike: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for run in runs:
-        name, condition = named(run)
-        alike.setdefault(name, {}).setdefault(condition, []).append(flat[run.folder])
-    told: dict[str, list[str]] = {}
-    for name, groups in alike.items():
-        keys = {key for mine in groups.values() for one in mine for key in one if not key.startswith(("_target_", "corpus.", "of.corpus."))}
-        told[name] = sorted(key for key in keys if any(len({repr(one.get(key)) for one in mine}) > 1 for mine in groups.values()))
-    return {run.folder: {key: str(flat[run.folder].get(key)) for key in told[named(run)[0]]} for run in runs}
-
-
-def _label(name: str, settings: Mapping[str, str]) -> str:
-    told = ", ".join(f"{key}={_short(value)}" for key, value in list(settings.items())[:NAMED_SETTINGS])
-    if len(settings) > NAMED_SETTINGS:
-        told += f", … {content_key(dict(settings))[:4]}"
-    return f"{name} ({told})" if told else name
-
-
-def _beside_the_method(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an edit depends on beside the method's settings (which hold what it learns from) and the model's name."""
-    model = config.get("model", {})
-    return {
-        "batch": config.get("batch_size", 1),
-        "dtype": model.get("dtype"),
-        "revision": model.get("revision"),
-        "prompt_format": config.get("prompt_format", "raw"),  # a run of before it was a setting has none
-    }
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping):
-        return {prefix.rstrip("."): node}
-    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
-
-
-def _short(value: str) -> str:
-    text = "default" if value == "None" else value
-    return text if len(text) <= 24 else f"{text[:23]}…"
 
 
 # -- tests -----------------------------------------------------------------------------------------------------------------
