@@ -14,11 +14,13 @@ import numpy as np
 from editeval.report.findings_models import larger_models, tuned_models
 from editeval.report.items import Degenerate
 from editeval.report.series import Series
-from editeval.report.statistics import Estimate, between_sd, holm, paired_change, variances_apart
+from editeval.report.statistics import CONFIDENCE, Estimate, between_sd, holm, paired_change, variances_apart
 from editeval.report.study import Studies
 from editeval.report.verdicts import (
+    DOZENS,
     KEEPS,
     MIN_METHODS,
+    THOUSANDS,
     Outcome,
     Verdict,
     Votes,
@@ -37,9 +39,9 @@ from editeval.report.verdicts import (
 )
 from editeval.runner.table import format_number
 
-DOZENS, THOUSANDS = 100, 1000  # "dozens" are at most this
-FEWEST_DOZENS = 24  # and at least this: fewer edits cannot refute what is said of dozens
+FEWEST_DOZENS = 24  # "dozens" are at least this: fewer edits cannot refute what is said of dozens
 HALF = 0.5
+LEVEL = 0.05  # of the claim that any of the series scales
 SPREAD = 0.1  # benchmarks degrade "about equally" if their retained ability differs by less (standard deviation)
 SAFETY_DROP = 0.05  # a loss of safety beyond which one speaks of it
 MUTED = 0.5  # share of degenerate output of a model that is muted
@@ -69,9 +71,10 @@ def dozens(methods: Sequence[Series]) -> Verdict:
     not_there = []
     for one in measured_ones(methods):
         kept, lost = one.last_kept(KEEPS), one.first_lost(KEEPS)
-        there = one.edits_are_there(kept) if kept else None
+        read_at = _where_efficacy_is_read(one, kept, lost)
+        there = None if read_at is None else one.edits_are_there(read_at)
         told = ("–", "–") if one.broke_before_a_rung else (str(kept), str(one.last_kept(HALF)))
-        rows.append((*names_of(one), *told, or_dash(lost), efficacy_at(one, kept), yes_no(there)))
+        rows.append((*names_of(one), *told, or_dash(lost), efficacy_at(one, read_at), yes_no(there)))
         survives_dozens_only = lost is not None and lost <= DOZENS  # then the largest number that keeps 90% is smaller
         if kept >= DOZENS and not there and not survives_dozens_only:
             not_there.append(label_of(one))
@@ -89,24 +92,67 @@ def dozens(methods: Sequence[Series]) -> Verdict:
     return Verdict(question="rq1", key="F4.1a", statement=statement, outcome=outcome, reason=reason, table=tuple(rows))
 
 
+def _where_efficacy_is_read(one: Series, kept: int, lost: int | None) -> int | None:
+    """Return the last rung that keeps ability or, where none does, the first that has surely lost it, else the first of all."""
+    rungs = [rung for rung in one.rungs if kept or lost is None or rung >= lost]
+    return kept or next(iter(rungs or one.rungs), None)
+
+
 def thousands(methods: Sequence[Series]) -> Verdict:
-    """F4.1, second half: a few methods scale to thousands of edits."""
-    statement = f"At least one method keeps 90% of general ability, with its edits there, for {THOUSANDS} edits."
+    """F4.1, second half: a few methods scale to thousands of edits.
+
+    It is confirmed by one of the paper's methods that does, and refuted
+
+    - where at least three of the paper's methods were measured, and every series of theirs has surely lost by then, or is idle;
+    - where a later method scales and none of the paper's, of which some was measured at as many edits or fell before, does.
+
+    That one of many series holds by chance is accounted for: the lower bound of ability is one-sided at `LEVEL` over the number of series
+    that were measured at so many edits (Bonferroni), and never less strict than that of n90. A later method that holds beside the paper's, and a
+    fall of one that the paper shows flat, change no outcome but are told.
+    """
+    statement = (
+        f"A few methods keep 90% of general ability, with their edits there, for {THOUSANDS} edits, and some of the paper's are among them."
+    )
     measured = measured_ones(methods)
-    holders = [one for one in measured if (kept := one.last_kept(KEEPS)) >= THOUSANDS and one.edits_are_there(kept)]
-    idle = [one for one in measured if (kept := one.last_kept(KEEPS)) >= THOUSANDS and not one.edits_are_there(kept)]
+    far = [one for one in measured if any(rung >= THOUSANDS for rung in one.mean)]
+    confidence = max(CONFIDENCE, 1 - 2 * LEVEL / max(1, len(far)))
+    flat = [one for one in far if one.last_kept(KEEPS) >= THOUSANDS]
+    idle = [one for one in flat if not one.edits_are_there(one.last_kept(KEEPS))]
+    holders = [one for one in flat if (kept := one.last_kept(KEEPS, confidence)) >= THOUSANDS and one.edits_are_there(kept)]
     lost = [one for one in measured if (first := one.first_lost(KEEPS)) is not None and first <= THOUSANDS]
-    largest = max((one.rungs[-1] for one in measured if one.rungs), default=0)
-    if holders:
-        outcome, reason = Outcome.CONFIRMED, f"{', '.join(label_of(one) for one in holders)}: n90 of at least {THOUSANDS}, edits there."
-    elif methods_in(measured) >= MIN_METHODS and len(lost) + len(idle) == len(measured) and lost:
-        outcome, reason = Outcome.REFUTED, f"All {len(lost)} series with edits are surely below 90% by {THOUSANDS} edits."
+    later = [one for one in holders if not one.is_the_papers]
+    asked, fallen, holding = ([one for one in found if one.is_the_papers] for found in (measured, lost, holders))
+    if holding:
+        outcome, reason = Outcome.CONFIRMED, f"{_listed(holding)}: n90 of at least {THOUSANDS}, edits there."
+    elif methods_in(asked) >= MIN_METHODS and fallen and all(one in fallen or one in idle for one in asked):
+        outcome = Outcome.REFUTED
+        reason = f"All {len(fallen)} series of the paper's methods with edits are surely below 90% by {THOUSANDS} edits."
+    elif later and any(one in far or one in fallen for one in asked):
+        outcome = Outcome.REFUTED
+        reason = f"None of {len(asked)} series of the paper's methods keeps it to {THOUSANDS}, and a later method does."
     else:
         outcome = Outcome.UNDECIDED
-        reason = f"The largest rung is {largest}; {len(lost)} of {len(measured)} series are surely below 90%, none keeps it to {THOUSANDS}."
-    if idle:
-        reason += f" Flat, but without the edits: {', '.join(label_of(one) for one in idle)}."
+        largest = max((one.rungs[-1] for one in measured if one.rungs), default=0)
+        reason = (
+            f"The largest rung is {largest}; {len(fallen)} of {len(asked)} series of the paper's methods are surely below 90%, "
+            f"none keeps it to {THOUSANDS}."
+        )
+    told = {
+        "Flat, but without the edits": _listed(idle),
+        f"n90 of at least {THOUSANDS}, but not beyond chance among {len(far)} series": _listed(
+            [one for one in flat if one not in (*holders, *idle)]
+        ),
+        "Later methods hold": _listed(later),
+        "In the paper's figure these are flat": "; ".join(
+            f"{label_of(one)}, surely below 90% at {one.first_lost(KEEPS)}" for one in lost if one.is_flat_in_paper
+        ),
+    }
+    reason += "".join(f" {what}: {which}." for what, which in told.items() if which)
     return Verdict(question="rq1", key="F4.1b", statement=statement, outcome=outcome, reason=reason)
+
+
+def _listed(series: Sequence[Series]) -> str:
+    return ", ".join(label_of(one) for one in series)
 
 
 # -- RQ4: aspects of ability -----------------------------------------------------------------------------------------------

@@ -140,8 +140,8 @@ def _without_a_sibling(methods: Sequence[Series], known: Studies) -> list[str]:
     With what differs from the sibling that is nearest: its own value, and the sibling's.
     """
     found = []
-    for _, *both in _both_of_pairs(methods, known):
-        for mine, others in (both, both[::-1]):
+    for _, bases, tuned_ones in _both_of_pairs(methods, known):
+        for mine, others in ((bases, tuned_ones), (tuned_ones, bases)):
             for one in mine:
                 differences = [_apart(one, other) for other in others if other.runs[0].method == one.runs[0].method]
                 if differences and all(differences):
@@ -153,8 +153,11 @@ def _without_a_sibling(methods: Sequence[Series], known: Studies) -> list[str]:
 
 def _both_of_pairs(methods: Sequence[Series], known: Studies) -> list[tuple[Mapping[str, str], list[Series], list[Series]]]:
     """Return each pair of models with the series of its base model and those of its tuned one."""
-    measured = measured_ones(methods)
-    return [(pair, *([one for one in measured if one.model == pair[name]] for name in ("base", "tuned"))) for pair in known.pairs]
+
+    def of(model: str) -> list[Series]:
+        return [one for one in measured_ones(methods) if one.model == model]
+
+    return [(pair, of(pair["base"]), of(pair["tuned"])) for pair in known.pairs]
 
 
 def _apart(one: Series, other: Series) -> dict[str, tuple[Any, Any]]:
@@ -176,8 +179,8 @@ def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
     """F4.3: larger models of a family suffer less: Spearman of size and r, where something was lost.
 
     The mean r is over the benchmarks on which every size is above chance, or sizes would be compared on different ones. Every size has
-    the same settings of the method: layers that are null are the same relative depth at every size, and layers that are numbers are the
-    same depth at none but equally deep ones. Precision may differ, for the largest sizes fit in half of it only.
+    the same settings of the method: layers that are null are the same relative depth at every size, or its last ones, and numbers are the
+    same depth in models that are equally deep alone. Precision may differ, for the largest sizes fit in half of it only.
     """
     statement = "Larger models of one family keep more of their abilities under the same edits."
     rows = [("family", "method", "data set", "edits", "benchmarks", "sizes", "Spearman", "95% interval", "p")]

@@ -16,11 +16,12 @@ import numpy as np
 
 from editeval.report.settings import across_models, differing, labelled
 from editeval.report.statistics import (
+    CONFIDENCE,
     Estimate,
     Interval,
+    Moments,
     Retained,
     combine,
-    fieller,
     first_lost,
     holm,
     last_kept,
@@ -67,6 +68,16 @@ class Series:
     def reproduces_a_fault(self) -> bool:
         """Whether the method is set to do what a published code did wrong."""
         return self.runs[0].reproduces_a_fault
+
+    @property
+    def is_the_papers(self) -> bool:
+        """Whether the paper has the method, with this setting."""
+        return self.runs[0].is_the_papers
+
+    @property
+    def is_flat_in_paper(self) -> bool:
+        """Whether the paper's figure shows the method flat to thousands of edits."""
+        return self.runs[0].method in self.known.flat_in_paper
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -206,16 +217,17 @@ class Series:
         """Mean r at each rung, where all counted benchmarks were measured."""
         return self.mean_over(self.counted)
 
-    def mean_over(self, columns: Sequence[Column]) -> dict[int, Interval]:
+    def mean_over(self, columns: Sequence[Column], confidence: float = CONFIDENCE) -> dict[int, Interval]:
         """Return the mean r over some benchmarks at each rung, where all of them were measured."""
         if len(columns) == 1:
-            return {rung: found.interval for rung in self.rungs if (found := self.retained(rung, columns[0])) is not None}
+            return {rung: found.at(confidence) for rung in self.rungs if (found := self.retained(rung, columns[0])) is not None}
         estimates = {rung: self.mean_estimate(rung, columns) for rung in self.rungs}
-        return {rung: estimate.interval() for rung, estimate in estimates.items() if estimate is not None}
+        return {rung: estimate.interval(confidence) for rung, estimate in estimates.items() if estimate is not None}
 
-    def last_kept(self, share: float) -> int:
-        """Return n90 or n50 of the mean; 0 where no rung keeps it."""
-        return last_kept(list(self.mean.items()), share)
+    def last_kept(self, share: float, confidence: float = CONFIDENCE) -> int:
+        """Return n90 or n50 of the mean, by intervals of a confidence; 0 where no rung keeps it."""
+        mean = self.mean if confidence == CONFIDENCE else self.mean_over(self.counted, confidence)
+        return last_kept(list(mean.items()), share)
 
     def first_lost(self, share: float) -> int | None:
         """Return the first number of edits at which the mean has certainly lost the share, or every run broke; None: never seen."""
@@ -264,8 +276,14 @@ def _retained_of_means(pairs: Sequence[tuple[Any, Any]], chance: float) -> Retai
         orders=tuple((score.value - chance) / bottom if bottom else math.nan for score in after),
         extra_variance=(var_top + ratio**2 * var_bottom) / bottom**2 if bottom else 0.0,
     )
-    interval = fieller(top, bottom, var_top + estimate.order_variance * bottom**2, var_bottom, 0.0, quantile=estimate.quantile())
-    return Retained(interval=interval, estimate=estimate, can_show_damage=bottom - NORMAL_95 * math.sqrt(var_bottom) > 0)
+    moments = Moments(
+        numerator=top,
+        denominator=bottom,
+        var_top=var_top + estimate.order_variance * bottom**2,
+        var_bottom=var_bottom,
+        covariance=0.0,
+    )
+    return Retained(moments=moments, estimate=estimate, can_show_damage=bottom - NORMAL_95 * math.sqrt(var_bottom) > 0)
 
 
 # -- grouping --------------------------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +35,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A number with its two-sided interval of `CONFIDENCE`; infinite where the data bound nothing."""
+    """A number with its two-sided interval, of `CONFIDENCE` unless said; infinite where the data bound nothing."""
 
     value: float
     low: float
@@ -140,9 +141,9 @@ class Estimate:
         """Variance of the number."""
         return self.item_variance + self.order_variance
 
-    def interval(self) -> Interval:
-        """Return the number with its t interval."""
-        half = self.quantile() * math.sqrt(self.variance)
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Return the number with its two-sided t interval."""
+        half = self.quantile(confidence) * math.sqrt(self.variance)
         return Interval(value=self.value, low=self.value - half, high=self.value + half)
 
     def p_value(self) -> float:
@@ -151,9 +152,9 @@ class Estimate:
             return 1.0 if self.value == 0 else 0.0
         return min(1.0, 2 * float(stats.t.sf(abs(self.value) / math.sqrt(self.variance), self._freedom)))
 
-    def quantile(self) -> float:
+    def quantile(self, confidence: float = CONFIDENCE) -> float:
         """Return the two-sided quantile of t with Satterthwaite's degrees of freedom."""
-        return float(special.stdtrit(self._freedom, (1 + CONFIDENCE) / 2)) if math.isfinite(self._freedom) else _normal()
+        return float(special.stdtrit(self._freedom, (1 + confidence) / 2)) if math.isfinite(self._freedom) else _normal(confidence)
 
     @property
     def _freedom(self) -> float:
@@ -190,12 +191,32 @@ def combine(terms: Sequence[tuple[float, Estimate]]) -> Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retained:
-    """Retained ability: Fieller's interval, and the estimate for sums. `can_show_damage` is whether s_0 is above chance."""
+class Moments:
+    """A ratio's numerator x and denominator y with their variances, those of means, and their covariance."""
 
-    interval: Interval
+    numerator: float
+    denominator: float
+    var_top: float
+    var_bottom: float
+    covariance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retained:
+    """Retained ability: what Fieller's interval needs, and the estimate for sums. `can_show_damage` is whether s_0 is above chance."""
+
+    moments: Moments
     estimate: Estimate
     can_show_damage: bool
+
+    @cached_property
+    def interval(self) -> Interval:
+        """Fieller's interval."""
+        return self.at(CONFIDENCE)
+
+    def at(self, confidence: float) -> Interval:
+        """Return Fieller's interval of a confidence."""
+        return fieller(self.moments, quantile=self.estimate.quantile(confidence))
 
 
 def retained(before_N: Array, after_KN: Array, *, chance: float, pool: str) -> Retained:
@@ -227,11 +248,15 @@ def retained(before_N: Array, after_KN: Array, *, chance: float, pool: str) -> R
     added = np.concatenate([np.stack([before, mean_after], 1), pseudo])
     covariance = np.cov(added.T) / len(before)
     order_variance = _variance_of_mean(after.mean(1))
-    interval = fieller(
-        numerator, denominator, covariance[1, 1] + order_variance, covariance[0, 0], covariance[0, 1], quantile=estimate.quantile()
+    moments = Moments(
+        numerator=numerator,
+        denominator=denominator,
+        var_top=covariance[1, 1] + order_variance,
+        var_bottom=covariance[0, 0],
+        covariance=covariance[0, 1],
     )
     above = denominator - _normal() * math.sqrt(covariance[0, 0]) > 0
-    return Retained(interval=interval, estimate=estimate, can_show_damage=above)
+    return Retained(moments=moments, estimate=estimate, can_show_damage=above)
 
 
 def paired_change(before_N: Array, after_KN: Array, *, pool: str) -> Estimate:
@@ -259,16 +284,16 @@ def right_or_wrong(before_N: Array, after_KN: Array) -> float | None:
     return None
 
 
-def fieller(numerator: float, denominator: float, var_top: float, var_bottom: float, covariance: float, *, quantile: float) -> Interval:
-    """Return numerator / denominator with Fieller's interval: the r with (x - r y)^2 <= t^2 (v_xx - 2 r v_xy + r^2 v_yy).
+def fieller(moments: Moments, *, quantile: float) -> Interval:
+    """Return x / y with Fieller's interval: the r with (x - r y)^2 <= t^2 (v_xx - 2 r v_xy + r^2 v_yy).
 
     Infinite on both sides where the denominator cannot be told from zero.
     """
-    t2 = quantile * quantile
-    a = denominator**2 - t2 * var_bottom
-    b = numerator * denominator - t2 * covariance
-    c = numerator**2 - t2 * var_top
-    value = numerator / denominator if denominator else math.nan
+    t2, x, y = quantile * quantile, moments.numerator, moments.denominator
+    a = y**2 - t2 * moments.var_bottom
+    b = x * y - t2 * moments.covariance
+    c = x**2 - t2 * moments.var_top
+    value = x / y if y else math.nan
     if a <= 0:
         return Interval(value=value, low=-math.inf, high=math.inf)
     root = math.sqrt(max(0.0, b * b - a * c))
@@ -382,8 +407,8 @@ def _variance_of_mean(values: Array) -> float:
     return float(np.var(values, ddof=1) / len(values)) if len(values) > 1 else 0.0
 
 
-def _normal() -> float:
-    return float(special.ndtri((1 + CONFIDENCE) / 2))
+def _normal(confidence: float = CONFIDENCE) -> float:
+    return float(special.ndtri((1 + confidence) / 2))
 
 
 def _correlation(x: Array, y: Array) -> float:

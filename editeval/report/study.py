@@ -37,6 +37,11 @@ class Studies:
     balanced: frozenset[str]
     pairs: tuple[Mapping[str, str], ...]
     families: Mapping[str, Mapping[str, float]]
+    paper_methods: frozenset[str]
+    later_settings: Mapping[str, Mapping[str, Sequence[Any]]] = field(
+        default_factory=dict
+    )  # method -> settings that the paper does not have
+    flat_in_paper: frozenset[str] = frozenset()
     reproductions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> settings of published code, not of the paper
     comparisons: tuple[tuple[str, ...], ...] = ()  # methods that one picture shows together
     forms: tuple[tuple[str, ...], ...] = ()  # benchmarks that ask the same questions in other forms
@@ -65,6 +70,9 @@ def studies(path: Path = STUDIES_FILE) -> Studies:
         balanced=frozenset(found["balanced"]),
         pairs=tuple(found["pairs"]),
         families={family: {str(name): float(size) for name, size in sizes.items()} for family, sizes in found["families"].items()},
+        paper_methods=frozenset(found["paper_methods"]),
+        later_settings=found.get("later_settings", {}),
+        flat_in_paper=frozenset(found.get("flat_in_paper", ())),
         reproductions=found.get("reproductions", {}),
         comparisons=tuple(map(tuple, found.get("comparisons", ()))),
         forms=tuple(map(tuple, found.get("forms", ()))),
@@ -110,6 +118,13 @@ class Run:
         """Whether its method is set to do what a published code did wrong: what it shows is that code's, and no claim counts it."""
         settings = self.known.reproductions.get(self.method)
         return settings is not None and all(self.config.get("method", {}).get(name) == value for name, value in settings.items())
+
+    @property
+    def is_the_papers(self) -> bool:
+        """Whether the paper has its method, and none of its settings makes it a later one."""
+        later = self.known.later_settings.get(self.method, {})
+        settings = self.config.get("method", {})
+        return self.method in self.known.paper_methods and not any(settings.get(name) in values for name, values in later.items())
 
     def edited_as(self, other: Run) -> bool:
         """Return whether another run edited the same facts at the same steps, as far as both went."""

@@ -18,6 +18,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 from editeval.report.statistics import (
     Estimate,
     Interval,
+    Moments,
     area_weights,
     between_sd,
     combine,
@@ -203,7 +204,7 @@ def test_a_model_at_chance_bounds_nothing() -> None:
 
 
 def test_fieller_reduces_to_the_normal_interval_when_the_denominator_is_known() -> None:
-    found = fieller(3.0, 2.0, 0.04, 0.0, 0.0, quantile=1.96)
+    found = fieller(Moments(numerator=3.0, denominator=2.0, var_top=0.04, var_bottom=0.0, covariance=0.0), quantile=1.96)
     assert (found.low, found.high) == pytest.approx((1.5 - 1.96 * 0.1, 1.5 + 1.96 * 0.1))
 
 
