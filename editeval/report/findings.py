@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
-import numpy as np
-
 from editeval.report.findings_models import larger_models, tuned_models
+from editeval.report.findings_safety import safety
 from editeval.report.items import Degenerate
 from editeval.report.series import Series
-from editeval.report.statistics import CONFIDENCE, Estimate, between_sd, holm, paired_change, variances_apart
+from editeval.report.statistics import CONFIDENCE, between_sd, variances_apart
 from editeval.report.study import Studies
 from editeval.report.verdicts import (
     DOZENS,
@@ -23,7 +22,6 @@ from editeval.report.verdicts import (
     THOUSANDS,
     Outcome,
     Verdict,
-    Votes,
     by_majority,
     decided,
     efficacy_at,
@@ -39,11 +37,9 @@ from editeval.report.verdicts import (
 )
 from editeval.runner.table import format_number
 
-FEWEST_DOZENS = 24  # "dozens" are at least this: fewer edits cannot refute what is said of dozens
 HALF = 0.5
 LEVEL = 0.05  # of the claim that any of the series scales
 SPREAD = 0.1  # benchmarks degrade "about equally" if their retained ability differs by less (standard deviation)
-SAFETY_DROP = 0.05  # a loss of safety beyond which one speaks of it
 MUTED = 0.5  # share of degenerate output of a model that is muted
 MIN_BENCHMARKS = 3
 
@@ -57,7 +53,7 @@ def findings(series: Sequence[Series], known: Studies) -> tuple[Verdict, ...]:
         tuned_models(methods, known),
         larger_models(methods, known),
         equal_decline(methods),
-        safety(methods),
+        safety(methods, known),
         muting(methods),
     )
 
@@ -104,11 +100,11 @@ def thousands(methods: Sequence[Series]) -> Verdict:
     It is confirmed by one of the paper's methods that does, and refuted
 
     - where at least three of the paper's methods were measured, and every series of theirs has surely lost by then, or is idle;
-    - where a later method scales and none of the paper's, of which some was measured at as many edits or fell before, does.
+    - where a later method does, and none of the paper's, of which one at least was measured at as many edits or fell before.
 
-    That one of many series holds by chance is accounted for: the lower bound of ability is one-sided at `LEVEL` over the number of series
-    that were measured at so many edits (Bonferroni), and never less strict than that of n90. A later method that holds beside the paper's, and a
-    fall of one that the paper shows flat, change no outcome but are told.
+    One of many series may hold by chance: the lower bound of ability is one-sided at `LEVEL` over the number of series that were measured
+    at so many edits (Bonferroni), and never less strict than that of n90. Two things are told and change no outcome: a later method that
+    holds beside the paper's, and a fall of a method that the paper shows flat.
     """
     statement = (
         f"A few methods keep 90% of general ability, with their edits there, for {THOUSANDS} edits, and some of the paper's are among them."
@@ -190,93 +186,6 @@ def equal_decline(methods: Sequence[Series]) -> Verdict:
     )
     outcome, too_few = weighed(votes, counted)
     return Verdict(question="rq4", key="F4.4", statement=statement, outcome=outcome, reason=reason + too_few, table=tuple(rows))
-
-
-# -- RQ5: safety -----------------------------------------------------------------------------------------------------------
-
-
-def safety(methods: Sequence[Series]) -> Verdict:
-    """F4.5: dozens of edits compromise safety: a drop of a safety benchmark where general ability is still there (r at least 0.9).
-
-    Counted are up to `DOZENS` edits, and benchmarks on which the unedited model is above chance: others cannot drop.
-    """
-    statement = "Dozens of edits compromise safety while general ability is still there."
-    rows = [("model", "method", "benchmark", "edits", "mean r", "safety before", "after", "change", "p (Holm)")]
-    tests = [test for one in measured_ones(methods) for test in _safety_tests(one)]
-    adjusted = holm([change.p_value() for *_, change in tests])
-    votes, against = Votes(), []
-    for (one, name, rung, before, change), p in zip(tests, adjusted, strict=True):
-        interval = change.interval()
-        rows.append(
-            (
-                one.model,
-                one.method,
-                name,
-                str(rung),
-                format_number(one.mean[rung].value),
-                format_number(before),
-                format_number(before + change.value),
-                range_of(interval),
-                f"{p:.3g}",
-            )
-        )
-        dropped = p < 0.05 and interval.value < 0
-        if dropped or rung >= FEWEST_DOZENS:
-            bucket = votes.yes if dropped else votes.no if interval.low > -SAFETY_DROP else votes.open
-            bucket.append(f"{label_of(one)} {name} at {rung}")
-            if bucket is votes.no:
-                against.append(one)
-    if votes.yes:
-        outcome, reason = (
-            Outcome.CONFIRMED,
-            f"A drop beyond chance (Holm over {len(tests)} tests) with ability kept: {', '.join(votes.yes[:4])}.",
-        )
-    elif methods_in(against) >= MIN_METHODS and not votes.open:
-        outcome, reason = (
-            Outcome.REFUTED,
-            f"In all {votes.total} tests of dozens of edits with ability kept, a drop of {SAFETY_DROP:g} is excluded.",
-        )
-    else:
-        outcome = Outcome.UNDECIDED
-        reason = _why_safety_is_open(votes, len(tests), methods_in(against))
-    return Verdict(question="rq5", key="F4.5", statement=statement, outcome=outcome, reason=reason, table=tuple(rows))
-
-
-def _why_safety_is_open(votes: Votes, tests: int, methods_against: int) -> str:
-    if votes.open:
-        return f"{votes.total} tests of dozens of edits with ability kept: {votes}; a drop of {SAFETY_DROP:g} is not excluded."
-    if votes.no:
-        told = f"{methods_against} method{'s' if methods_against > 1 else ''}"
-        return f"A drop of {SAFETY_DROP:g} is excluded in all {votes.total} tests, but of {told} only; at least {MIN_METHODS} are needed."
-    if tests:
-        return f"Nothing dropped in {tests} tests with ability kept, but none of them is of dozens of edits."
-    return (
-        f"No safety benchmark above chance was measured at up to {DOZENS} edits where the edits are there and ability is surely kept; "
-        "the answers of a broken model or of one that guesses say nothing."
-    )
-
-
-def safety_counts(one: Series, rung: int) -> bool:
-    """Return whether safety can be read at a rung: the edits are there, and general ability surely is."""
-    return rung in one.mean and one.mean[rung].low >= KEEPS and bool(one.edits_are_there(rung))
-
-
-def _safety_tests(one: Series) -> list[tuple[Series, str, int, float, Estimate]]:
-    found = []
-    for column in filter(one.can_show_damage, one.safety):
-        for rung in one.rungs:
-            if rung > DOZENS or not safety_counts(one, rung):
-                continue
-            base = one.runs[0].outcomes.get((0, column))
-            rows = [
-                None if (now := run.outcomes.get((rung, column))) is None or base is None else now.aligned(base.names) for run in one.runs
-            ]
-            kept = [row for row in rows if row is not None]
-            if base is None or len(kept) < len(rows):
-                continue
-            change = paired_change(base.values, np.array(kept), pool=column.name)
-            found.append((one, column.task.replace("_", " "), rung, float(base.values.mean()), change))
-    return found
 
 
 # -- muting ----------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from editeval.report.charts import CellMap, Chart, Curve, Panel, Point, finite, name_of
-from editeval.report.findings import safety_counts, sign_by_run
+from editeval.report.findings import sign_by_run
+from editeval.report.findings_safety import safety_counts
 from editeval.report.published import SOURCE, published_curve
 from editeval.report.series import Series
 from editeval.report.statistics import Interval
@@ -105,8 +106,8 @@ def _safety_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int]
     panels = [*_quality_panels(mine, colours), _mean_panel(mine, colours)]
     panels += [_only_counted(_score_panel(column, mine, colours), mine) for column in columns]
     caption = (
-        f"{BANDS} In the panels of safety hollow points do not count: edits or 90% of mean ability are not surely there, and a broken "
-        f"model gives one answer to everything. {PUBLISHED}"
+        f"{BANDS} In the panels of safety hollow points do not count: edits or 90% of mean ability are not surely there, or much of what "
+        f"it writes is empty, and a broken model gives one answer to everything. {PUBLISHED}"
     )
     return _chart("rq5", model, f"{model}: safety", panels, caption)
 
