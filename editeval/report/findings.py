@@ -13,7 +13,8 @@ from editeval.report.findings_models import larger_models, tuned_models
 from editeval.report.findings_safety import safety
 from editeval.report.items import Degenerate
 from editeval.report.series import Series
-from editeval.report.statistics import CONFIDENCE, between_sd, variances_apart
+from editeval.report.statistics import CONFIDENCE, Interval, share_over_orders
+from editeval.report.statistics_across import between_sd, variances_apart
 from editeval.report.study import Studies
 from editeval.report.verdicts import (
     DOZENS,
@@ -155,7 +156,12 @@ def _listed(series: Sequence[Series]) -> str:
 
 
 def equal_decline(methods: Sequence[Series]) -> Verdict:
-    """F4.4: different abilities decline about equally: the spread of r between benchmarks where the mean has fallen but not to zero."""
+    """F4.4: different abilities decline about equally: the spread of r between benchmarks where the mean has fallen but not to zero.
+
+    Each series is read at its own first rung where it has surely fallen and not vanished: methods fall at different numbers of edits, and
+    the spread is one within a series. That the interval of the spread must be below the limit, not the estimate alone, is stricter than
+    the paper asks, on purpose: an estimate below it is what few items give.
+    """
     statement = f"Different abilities are lost about equally (standard deviation of retained ability between benchmarks below {SPREAD:g})."
     cast, counted, rows = [], [], [("model", "method", "data set", "edits", "benchmarks", "mean r", "sd between", "95% interval")]
     for one in measured_ones(methods):
@@ -192,17 +198,24 @@ def equal_decline(methods: Sequence[Series]) -> Verdict:
 
 
 def muting(methods: Sequence[Series]) -> Verdict:
-    """The muting effect: after very many edits a model writes nothing, or repeats itself."""
+    """The muting effect: after very many edits a model writes nothing, or repeats itself.
+
+    For it is a share of such texts surely above a half, and surely above that of the unedited model: some write little to begin with.
+    """
     statement = "After 10,000 edits the edited models are mute: most of what they write is empty or repeats itself."
-    cast, counted, rows = [], [], [("model", "method", "data set", "edits", "degenerate texts")]
+    cast, counted = [], []
+    rows = [("model", "method", "data set", "edits", "degenerate texts", "95% interval", "unedited")]
     for one in methods:
         rates = broken_texts(one)
         if rates:
-            rung, rate = max(rates.items())
-            rows.append((*names_of(one), str(rung), format_number(rate)))
+            rung, rate = max(rates.items(), key=lambda found: found[0])
+            before = rates.get(0)
+            unedited = "–" if before is None else format_number(before.value)
+            rows.append((*names_of(one), str(rung), format_number(rate.value), range_of(rate), unedited))
             if rung >= 10 * THOUSANDS:
                 counted.append(one)
-                cast.append((voter_of(one), rate > MUTED))
+                above = MUTED if before is None else max(MUTED, before.high)
+                cast.append((voter_of(one), decided(rate, above=above, below=MUTED)))
     votes = by_majority(cast)
     reason = (
         f"Of {votes.total} methods on models: {votes}."
@@ -213,9 +226,19 @@ def muting(methods: Sequence[Series]) -> Verdict:
     return Verdict(question="rq1", key="F-mute", statement=statement, outcome=outcome, reason=reason + too_few, table=tuple(rows))
 
 
-def broken_texts(one: Series) -> dict[int, float]:
-    """Return the share of degenerate texts at each rung of all runs, over all benchmarks in which the model writes."""
-    return {rung: fmean(shares) for rung, shares in sign_by_run(one, lambda signs: signs.broken_texts).items()}
+def broken_texts(one: Series) -> dict[int, Interval]:
+    """Return the share of degenerate texts at each rung of all runs, a mean over benchmarks, with Wilson's interval over texts and orders.
+
+    The texts of one order are counted, for the same are asked of the next. B benchmarks of n_b texts that weigh the same are as good as
+    B^2 / sum 1 / n_b texts (Kish 1965).
+    """
+    shares = sign_by_run(one, lambda signs: signs.broken_texts)
+    return {rung: share_over_orders(fmean(orders), orders, _texts(one, rung)) for rung, orders in shares.items()}
+
+
+def _texts(one: Series, rung: int) -> float:
+    sizes = [[signs.texts for (at, _), signs in run.degenerate.items() if at == rung and signs.texts] for run in one.runs]
+    return min(len(mine) ** 2 / sum(1 / size for size in mine) for mine in sizes)
 
 
 def sign_by_run(one: Series, read: Callable[[Degenerate], float | None]) -> dict[int, tuple[float, ...]]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from editeval.report.series import Series
 from editeval.report.settings import NAMED_SETTINGS, apart, beside_the_method, short
-from editeval.report.statistics import Estimate, Interval, area_weights, combine, spearman
+from editeval.report.statistics import Estimate, Interval, area_weights, combine
+from editeval.report.statistics_across import spearman
 from editeval.report.study import Run, Studies
 from editeval.report.verdicts import (
     KEEPS,

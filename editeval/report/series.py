@@ -30,7 +30,7 @@ from editeval.report.statistics import (
     paired_change,
     retained,
     right_or_wrong,
-    wilson,
+    share_over_orders,
 )
 from editeval.report.study import Run, Studies, about_edits, monitored
 from editeval.runner.table import NORMAL_95, PROTOCOLS_FIRST, Column
@@ -144,8 +144,7 @@ class Series:
     def quality(self, metric: str) -> dict[int, Interval]:
         """Return a measure of edit quality at each rung over all facts edited so far: Wilson's interval, over facts and orders.
 
-        The facts are pooled over runs. Where orders differ they count for fewer: for as many as would vary as much as facts and
-        orders together (the effective sample size), with the quantile of t, as for every other number.
+        The facts are pooled over runs.
         """
         found: dict[int, Interval] = {}
         for rung in (0, *self.rungs):
@@ -157,10 +156,7 @@ class Series:
             n = sum(score.n for score in scores)
             if n and all(math.isfinite(score.value) for score in scores):
                 share = sum(score.value * score.n for score in scores) / n
-                of_facts = share * (1 - share)
-                estimate = Estimate(value=share, orders=tuple(score.value for score in scores), extra_variance=of_facts / n)
-                effective = of_facts / estimate.variance if estimate.variance > 0 else n
-                found[rung] = wilson(share * effective, effective, quantile=estimate.quantile())
+                found[rung] = share_over_orders(share, [score.value for score in scores], n)
         return found
 
     @cached_property

@@ -25,10 +25,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
-from scipy.optimize import brentq
 
 CONFIDENCE = 0.95
-EXACT_SPEARMAN = 7  # at most so many points are permuted in every way (5,040)
 
 Array = NDArray[np.float64]
 
@@ -103,7 +101,7 @@ def wilson(successes: float, n: float, *, quantile: float | None = None) -> Inte
     """
     if n <= 0:
         raise ValueError("a share needs at least one trial")
-    z, share = _normal() if quantile is None else quantile, successes / n
+    z, share = normal_quantile() if quantile is None else quantile, successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return Interval(value=share, low=max(0.0, centre - half), high=min(1.0, centre + half))
@@ -129,12 +127,12 @@ class Estimate:
     @property
     def item_variance(self) -> float:
         """Variance of the number over draws of the items."""
-        return self.extra_variance + sum(_variance_of_mean(pool) for pool in self.pools.values())
+        return self.extra_variance + sum(variance_of_mean(pool) for pool in self.pools.values())
 
     @property
     def order_variance(self) -> float:
         """Variance of the number over draws of the orders; 0 where there is one order, which tells nothing about others."""
-        return _variance_of_mean(np.asarray(self.orders, float))
+        return variance_of_mean(np.asarray(self.orders, float))
 
     @property
     def variance(self) -> float:
@@ -154,7 +152,7 @@ class Estimate:
 
     def quantile(self, confidence: float = CONFIDENCE) -> float:
         """Return the two-sided quantile of t with Satterthwaite's degrees of freedom."""
-        return float(special.stdtrit(self._freedom, (1 + confidence) / 2)) if math.isfinite(self._freedom) else _normal(confidence)
+        return float(special.stdtrit(self._freedom, (1 + confidence) / 2)) if math.isfinite(self._freedom) else normal_quantile(confidence)
 
     @property
     def _freedom(self) -> float:
@@ -163,6 +161,18 @@ class Estimate:
         total = sum(part for part, _ in parts)
         weight = sum(part * part / degrees for part, degrees in parts if part > 0 and degrees > 0)
         return total * total / weight if weight > 0 else math.inf
+
+
+def share_over_orders(share: float, orders: Sequence[float], n: float) -> Interval:
+    """Return a share of n items with Wilson's interval over items and over orders of edits, (K,), each of which has a share of its own.
+
+    Where orders differ the items count for fewer: for as many as would vary as much as items and orders together (the effective sample
+    size), with the quantile of t, as for every other number.
+    """
+    of_items = share * (1 - share)
+    estimate = Estimate(value=share, orders=tuple(orders), extra_variance=of_items / n)
+    effective = of_items / estimate.variance if estimate.variance > 0 else n
+    return wilson(share * effective, effective, quantile=estimate.quantile())
 
 
 def combine(terms: Sequence[tuple[float, Estimate]]) -> Estimate:
@@ -247,7 +257,7 @@ def retained(before_N: Array, after_KN: Array, *, chance: float, pool: str) -> R
 
     added = np.concatenate([np.stack([before, mean_after], 1), pseudo])
     covariance = np.cov(added.T) / len(before)
-    order_variance = _variance_of_mean(after.mean(1))
+    order_variance = variance_of_mean(after.mean(1))
     moments = Moments(
         numerator=numerator,
         denominator=denominator,
@@ -255,7 +265,7 @@ def retained(before_N: Array, after_KN: Array, *, chance: float, pool: str) -> R
         var_bottom=covariance[0, 0],
         covariance=covariance[0, 1],
     )
-    above = denominator - _normal() * math.sqrt(covariance[0, 0]) > 0
+    above = denominator - normal_quantile() * math.sqrt(covariance[0, 0]) > 0
     return Retained(moments=moments, estimate=estimate, can_show_damage=above)
 
 
@@ -328,88 +338,14 @@ def area_weights(rungs: Sequence[int]) -> tuple[float, ...]:
     return tuple(float(weight) for weight in weights / (x[-1] - x[0]))
 
 
-# -- over models and benchmarks --------------------------------------------------------------------------------------------
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[Interval, float]:
-    """Return Spearman's rank correlation with Bonett and Wright's interval, and its two-sided p-value.
-
-    Interval: Fisher's z with standard error sqrt((1 + rho^2 / 2) / (N - 3)) (https://doi.org/10.1007/BF02294183); at rho = 1, of
-    which z is infinite, that of the middle between 1 and the next rho that N ranks can have (1 - 12 / (N^3 - N)). p: over all
-    permutations up to 7 points, by t beyond. A constant series has no rank: rho NaN, p 1.
-
-    Raises:
-        ValueError: fewer than 4 points, which bound nothing.
-    """
-    if len(x) < 4 or len(x) != len(y):
-        raise ValueError(f"a rank correlation needs at least 4 pairs; got {len(x)} and {len(y)}")
-    ranks_x, ranks_y = stats.rankdata(x), stats.rankdata(y)
-    if np.ptp(ranks_x) == 0 or np.ptp(ranks_y) == 0:
-        return Interval(value=math.nan, low=-1.0, high=1.0), 1.0
-    rho = _correlation(ranks_x, ranks_y)
-    if len(x) <= EXACT_SPEARMAN:
-        permuted = np.array(list(itertools.permutations(ranks_y)))
-        centred = ranks_x - ranks_x.mean()
-        every = permuted @ centred / (len(x) * ranks_x.std() * ranks_y.std())
-        p_value = float(np.mean(np.abs(every) >= abs(rho) - 1e-9))
-    else:
-        p_value = float(stats.spearmanr(x, y).pvalue)
-    half = _normal() * math.sqrt((1 + rho * rho / 2) / (len(x) - 3))
-    largest = 1 - 6 / (len(x) ** 3 - len(x))
-    z = math.atanh(min(max(rho, -largest), largest))
-    return Interval(value=rho, low=min(rho, math.tanh(z - half)), high=max(rho, math.tanh(z + half))), p_value
-
-
-def between_sd(values: Sequence[float], variances: Sequence[float]) -> Interval:
-    """Return the standard deviation between true values of which each was measured with a known variance.
-
-    The estimate is Paule and Mandel's, the interval the Q profile (Viechtbauer 2007, https://doi.org/10.1002/sim.2514): the sd
-    at which sum (y - mean)^2 / (v + sd^2) equals its expectation, and the two quantiles of chi squared.
-
-    Raises:
-        ValueError: fewer than two values.
-    """
-    if len(values) < 2:
-        raise ValueError(f"a spread needs at least 2 values; got {len(values)}")
-    y, v = np.asarray(values, float), np.maximum(np.asarray(variances, float), 1e-12)
-
-    def statistic(sd: float) -> float:
-        weights = 1 / (v + sd * sd)
-        return float(np.sum(weights * (y - np.sum(weights * y) / weights.sum()) ** 2))
-
-    def sd_where(level: float) -> float:
-        if statistic(0.0) <= level:
-            return 0.0
-        upper = 1.0
-        while statistic(upper) > level:
-            upper *= 2
-        return float(brentq(lambda sd: statistic(sd) - level, 0.0, upper))
-
-    degrees = len(y) - 1
-    low, high = (sd_where(float(stats.chi2.ppf(quantile, degrees))) for quantile in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2))
-    return Interval(value=sd_where(degrees), low=low, high=high)
-
-
-def variances_apart(estimates: Sequence[Estimate]) -> list[float]:
-    """Return each estimate's variance without what the orders move in all of them alike, which sets none apart from another.
-
-    Of each order the mean over the M estimates is taken away; M / (M - 1) makes up for what it took of the estimate's own.
-    """
-    orders_MK = np.array([estimate.orders for estimate in estimates], float)
-    own = (orders_MK - orders_MK.mean(0)) * math.sqrt(len(estimates) / (len(estimates) - 1))
-    return [estimate.item_variance + _variance_of_mean(row) for estimate, row in zip(estimates, own, strict=True)]
-
-
 # -- pieces ----------------------------------------------------------------------------------------------------------------
 
 
-def _variance_of_mean(values: Array) -> float:
+def variance_of_mean(values: Array) -> float:
+    """Return the variance of the mean of values; 0 of one."""
     return float(np.var(values, ddof=1) / len(values)) if len(values) > 1 else 0.0
 
 
-def _normal(confidence: float = CONFIDENCE) -> float:
+def normal_quantile(confidence: float = CONFIDENCE) -> float:
+    """Return the two-sided quantile of the normal distribution."""
     return float(special.ndtri((1 + confidence) / 2))
-
-
-def _correlation(x: Array, y: Array) -> float:
-    return float(np.mean((x - x.mean()) * (y - y.mean())) / (x.std() * y.std()))

@@ -20,7 +20,6 @@ from editeval.report.statistics import (
     Interval,
     Moments,
     area_weights,
-    between_sd,
     combine,
     fieller,
     first_lost,
@@ -30,10 +29,9 @@ from editeval.report.statistics import (
     paired_bootstrap,
     paired_change,
     retained,
-    spearman,
-    variances_apart,
     wilson,
 )
+from editeval.report.statistics_across import between_sd, spearman, variances_apart
 
 REPEATS = 1500
 # Two-sided 99.9% range of a share that is truly 0.95 over REPEATS: a correct interval fails this once in a thousand seeds.
