@@ -43,6 +43,7 @@ class Studies:
     )  # method -> settings that the paper does not have
     flat_in_paper: frozenset[str] = frozenset()
     reproductions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> settings of published code, not of the paper
+    published_code: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> settings of published code that are no fault
     comparisons: tuple[tuple[str, ...], ...] = ()  # methods that one picture shows together
     forms: tuple[tuple[str, ...], ...] = ()  # benchmarks that ask the same questions in other forms
 
@@ -74,6 +75,7 @@ def studies(path: Path = STUDIES_FILE) -> Studies:
         later_settings=found.get("later_settings", {}),
         flat_in_paper=frozenset(found.get("flat_in_paper", ())),
         reproductions=found.get("reproductions", {}),
+        published_code=found.get("published_code", {}),
         comparisons=tuple(map(tuple, found.get("comparisons", ()))),
         forms=tuple(map(tuple, found.get("forms", ()))),
     )
@@ -116,7 +118,15 @@ class Run:
     @property
     def reproduces_a_fault(self) -> bool:
         """Whether its method is set to do what a published code did wrong: what it shows is that code's, and no claim counts it."""
-        settings = self.known.reproductions.get(self.method)
+        return self._is_set_to(self.known.reproductions.get(self.method))
+
+    @property
+    def published_settings(self) -> Mapping[str, Any]:
+        """The settings by which it is as a published code ran its method, faults aside; none where it is not."""
+        settings = self.known.published_code.get(self.method, {})
+        return settings if self._is_set_to(settings) else {}
+
+    def _is_set_to(self, settings: Mapping[str, Any] | None) -> bool:
         return settings is not None and all(self.config.get("method", {}).get(name) == value for name, value in settings.items())
 
     @property
