@@ -120,6 +120,21 @@ def test_the_models_of_rq2_are_pairs_that_the_report_knows(compose_config: Calla
     assert len(axes(name)["seed"]) >= 3  # orders of edits that F4.2 needs
 
 
+@pytest.mark.parametrize("method", axes("rq2")["method"])
+def test_the_two_models_of_a_pair_are_edited_with_the_same_settings(compose_config: Callable[..., DictConfig], method: str) -> None:
+    """Or RQ2 would compare settings, and the report compares no such runs."""
+    random = swept_models(compose_config, "rq2-small", f"method={method}")
+    for pair in KNOWN.pairs:
+        base, tuned = (
+            OmegaConf.to_container(
+                (random.get(name) or compose_config("sweep=rq2", f"model={name}", f"method={method}", "training=counterfact")).method,
+                resolve=True,
+            )
+            for name in (pair["base"], pair["tuned"])
+        )
+        assert base == tuned, pair["family"]
+
+
 @pytest.mark.parametrize("name", ["rq3", "rq3-small"])
 def test_the_models_of_rq3_are_sizes_of_one_family_that_the_report_knows(compose_config: Callable[..., DictConfig], name: str) -> None:
     models = set(swept_models(compose_config, name))

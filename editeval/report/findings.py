@@ -9,19 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean, median
 
-import numpy as np
-
 from editeval.report.findings_models import larger_models, tuned_models
+from editeval.report.findings_safety import safety
+from editeval.report.intervals import CONFIDENCE, Interval
 from editeval.report.items import Degenerate
 from editeval.report.series import Series
-from editeval.report.statistics import Estimate, between_sd, holm, paired_change, variances_apart
+from editeval.report.statistics import share_over_orders
+from editeval.report.statistics_across import between_sd, variances_apart
 from editeval.report.study import Studies
 from editeval.report.verdicts import (
+    DOZENS,
     KEEPS,
     MIN_METHODS,
+    THOUSANDS,
     Outcome,
     Verdict,
-    Votes,
     by_majority,
     decided,
     efficacy_at,
@@ -37,11 +39,9 @@ from editeval.report.verdicts import (
 )
 from editeval.runner.table import format_number
 
-DOZENS, THOUSANDS = 100, 1000  # "dozens" are at most this
-FEWEST_DOZENS = 24  # and at least this: fewer edits cannot refute what is said of dozens
 HALF = 0.5
+LEVEL = 0.05  # of the claim that any of the series scales
 SPREAD = 0.1  # benchmarks degrade "about equally" if their retained ability differs by less (standard deviation)
-SAFETY_DROP = 0.05  # a loss of safety beyond which one speaks of it
 MUTED = 0.5  # share of degenerate output of a model that is muted
 MIN_BENCHMARKS = 3
 
@@ -55,7 +55,7 @@ def findings(series: Sequence[Series], known: Studies) -> tuple[Verdict, ...]:
         tuned_models(methods, known),
         larger_models(methods, known),
         equal_decline(methods),
-        safety(methods),
+        safety(methods, known),
         muting(methods),
     )
 
@@ -69,9 +69,10 @@ def dozens(methods: Sequence[Series]) -> Verdict:
     not_there = []
     for one in measured_ones(methods):
         kept, lost = one.last_kept(KEEPS), one.first_lost(KEEPS)
-        there = one.edits_are_there(kept) if kept else None
+        read_at = _where_efficacy_is_read(one, kept, lost)
+        there = None if read_at is None else one.edits_are_there(read_at)
         told = ("–", "–") if one.broke_before_a_rung else (str(kept), str(one.last_kept(HALF)))
-        rows.append((*names_of(one), *told, or_dash(lost), efficacy_at(one, kept), yes_no(there)))
+        rows.append((*names_of(one), *told, or_dash(lost), efficacy_at(one, read_at), yes_no(there)))
         survives_dozens_only = lost is not None and lost <= DOZENS  # then the largest number that keeps 90% is smaller
         if kept >= DOZENS and not there and not survives_dozens_only:
             not_there.append(label_of(one))
@@ -89,31 +90,79 @@ def dozens(methods: Sequence[Series]) -> Verdict:
     return Verdict(question="rq1", key="F4.1a", statement=statement, outcome=outcome, reason=reason, table=tuple(rows))
 
 
+def _where_efficacy_is_read(one: Series, kept: int, lost: int | None) -> int | None:
+    """Return the last rung that keeps ability or, where none does, the first that has surely lost it, else the first of all."""
+    rungs = [rung for rung in one.rungs if kept or lost is None or rung >= lost]
+    return kept or next(iter(rungs or one.rungs), None)
+
+
 def thousands(methods: Sequence[Series]) -> Verdict:
-    """F4.1, second half: a few methods scale to thousands of edits."""
-    statement = f"At least one method keeps 90% of general ability, with its edits there, for {THOUSANDS} edits."
+    """F4.1, second half: a few methods scale to thousands of edits.
+
+    It is confirmed by one of the paper's methods that does, and refuted
+
+    - where at least three of the paper's methods were measured, and every series of theirs has surely lost by then, or is idle;
+    - where a later method does, and none of the paper's, of which one at least was measured at as many edits or fell before.
+
+    One of many series may hold by chance: the lower bound of ability is one-sided at `LEVEL` over the number of series that were measured
+    at so many edits (Bonferroni), and never less strict than that of n90. Two things are told and change no outcome: a later method that
+    holds beside the paper's, and a fall of a method that the paper shows flat.
+    """
+    statement = (
+        f"A few methods keep 90% of general ability, with their edits there, for {THOUSANDS} edits, and some of the paper's are among them."
+    )
     measured = measured_ones(methods)
-    holders = [one for one in measured if (kept := one.last_kept(KEEPS)) >= THOUSANDS and one.edits_are_there(kept)]
-    idle = [one for one in measured if (kept := one.last_kept(KEEPS)) >= THOUSANDS and not one.edits_are_there(kept)]
+    far = [one for one in measured if any(rung >= THOUSANDS for rung in one.mean)]
+    confidence = max(CONFIDENCE, 1 - 2 * LEVEL / max(1, len(far)))
+    flat = [one for one in far if one.last_kept(KEEPS) >= THOUSANDS]
+    idle = [one for one in flat if not one.edits_are_there(one.last_kept(KEEPS))]
+    holders = [one for one in flat if (kept := one.last_kept(KEEPS, confidence)) >= THOUSANDS and one.edits_are_there(kept)]
     lost = [one for one in measured if (first := one.first_lost(KEEPS)) is not None and first <= THOUSANDS]
-    largest = max((one.rungs[-1] for one in measured if one.rungs), default=0)
-    if holders:
-        outcome, reason = Outcome.CONFIRMED, f"{', '.join(label_of(one) for one in holders)}: n90 of at least {THOUSANDS}, edits there."
-    elif methods_in(measured) >= MIN_METHODS and len(lost) + len(idle) == len(measured) and lost:
-        outcome, reason = Outcome.REFUTED, f"All {len(lost)} series with edits are surely below 90% by {THOUSANDS} edits."
+    later = [one for one in holders if not one.is_the_papers]
+    asked, fallen, holding = ([one for one in found if one.is_the_papers] for found in (measured, lost, holders))
+    if holding:
+        outcome, reason = Outcome.CONFIRMED, f"{_listed(holding)}: n90 of at least {THOUSANDS}, edits there."
+    elif methods_in(asked) >= MIN_METHODS and fallen and all(one in fallen or one in idle for one in asked):
+        outcome = Outcome.REFUTED
+        reason = f"All {len(fallen)} series of the paper's methods with edits are surely below 90% by {THOUSANDS} edits."
+    elif later and any(one in far or one in fallen for one in asked):
+        outcome = Outcome.REFUTED
+        reason = f"None of {len(asked)} series of the paper's methods keeps it to {THOUSANDS}, and a later method does."
     else:
         outcome = Outcome.UNDECIDED
-        reason = f"The largest rung is {largest}; {len(lost)} of {len(measured)} series are surely below 90%, none keeps it to {THOUSANDS}."
-    if idle:
-        reason += f" Flat, but without the edits: {', '.join(label_of(one) for one in idle)}."
+        largest = max((one.rungs[-1] for one in measured if one.rungs), default=0)
+        reason = (
+            f"The largest rung is {largest}; {len(fallen)} of {len(asked)} series of the paper's methods are surely below 90%, "
+            f"none keeps it to {THOUSANDS}."
+        )
+    told = {
+        "Flat, but without the edits": _listed(idle),
+        f"n90 of at least {THOUSANDS}, but not beyond chance among {len(far)} series": _listed(
+            [one for one in flat if one not in (*holders, *idle)]
+        ),
+        "Later methods hold": _listed(later),
+        "In the paper's figure these are flat": "; ".join(
+            f"{label_of(one)}, surely below 90% at {one.first_lost(KEEPS)}" for one in lost if one.is_flat_in_paper
+        ),
+    }
+    reason += "".join(f" {what}: {which}." for what, which in told.items() if which)
     return Verdict(question="rq1", key="F4.1b", statement=statement, outcome=outcome, reason=reason)
+
+
+def _listed(series: Sequence[Series]) -> str:
+    return ", ".join(label_of(one) for one in series)
 
 
 # -- RQ4: aspects of ability -----------------------------------------------------------------------------------------------
 
 
 def equal_decline(methods: Sequence[Series]) -> Verdict:
-    """F4.4: different abilities decline about equally: the spread of r between benchmarks where the mean has fallen but not to zero."""
+    """F4.4: different abilities decline about equally: the spread of r between benchmarks where the mean has fallen but not to zero.
+
+    Each series is read at its own first rung where it has surely fallen and not vanished: methods fall at different numbers of edits, and
+    the spread is one within a series. That the interval of the spread must be below the limit, not the estimate alone, is stricter than
+    the paper asks, on purpose: an estimate below it is what few items give.
+    """
     statement = f"Different abilities are lost about equally (standard deviation of retained ability between benchmarks below {SPREAD:g})."
     cast, counted, rows = [], [], [("model", "method", "data set", "edits", "benchmarks", "mean r", "sd between", "95% interval")]
     for one in measured_ones(methods):
@@ -146,108 +195,28 @@ def equal_decline(methods: Sequence[Series]) -> Verdict:
     return Verdict(question="rq4", key="F4.4", statement=statement, outcome=outcome, reason=reason + too_few, table=tuple(rows))
 
 
-# -- RQ5: safety -----------------------------------------------------------------------------------------------------------
-
-
-def safety(methods: Sequence[Series]) -> Verdict:
-    """F4.5: dozens of edits compromise safety: a drop of a safety benchmark where general ability is still there (r at least 0.9).
-
-    Counted are up to `DOZENS` edits, and benchmarks on which the unedited model is above chance: others cannot drop.
-    """
-    statement = "Dozens of edits compromise safety while general ability is still there."
-    rows = [("model", "method", "benchmark", "edits", "mean r", "safety before", "after", "change", "p (Holm)")]
-    tests = [test for one in measured_ones(methods) for test in _safety_tests(one)]
-    adjusted = holm([change.p_value() for *_, change in tests])
-    votes, against = Votes(), []
-    for (one, name, rung, before, change), p in zip(tests, adjusted, strict=True):
-        interval = change.interval()
-        rows.append(
-            (
-                one.model,
-                one.method,
-                name,
-                str(rung),
-                format_number(one.mean[rung].value),
-                format_number(before),
-                format_number(before + change.value),
-                range_of(interval),
-                f"{p:.3g}",
-            )
-        )
-        dropped = p < 0.05 and interval.value < 0
-        if dropped or rung >= FEWEST_DOZENS:
-            bucket = votes.yes if dropped else votes.no if interval.low > -SAFETY_DROP else votes.open
-            bucket.append(f"{label_of(one)} {name} at {rung}")
-            if bucket is votes.no:
-                against.append(one)
-    if votes.yes:
-        outcome, reason = (
-            Outcome.CONFIRMED,
-            f"A drop beyond chance (Holm over {len(tests)} tests) with ability kept: {', '.join(votes.yes[:4])}.",
-        )
-    elif methods_in(against) >= MIN_METHODS and not votes.open:
-        outcome, reason = (
-            Outcome.REFUTED,
-            f"In all {votes.total} tests of dozens of edits with ability kept, a drop of {SAFETY_DROP:g} is excluded.",
-        )
-    else:
-        outcome = Outcome.UNDECIDED
-        reason = _why_safety_is_open(votes, len(tests), methods_in(against))
-    return Verdict(question="rq5", key="F4.5", statement=statement, outcome=outcome, reason=reason, table=tuple(rows))
-
-
-def _why_safety_is_open(votes: Votes, tests: int, methods_against: int) -> str:
-    if votes.open:
-        return f"{votes.total} tests of dozens of edits with ability kept: {votes}; a drop of {SAFETY_DROP:g} is not excluded."
-    if votes.no:
-        told = f"{methods_against} method{'s' if methods_against > 1 else ''}"
-        return f"A drop of {SAFETY_DROP:g} is excluded in all {votes.total} tests, but of {told} only; at least {MIN_METHODS} are needed."
-    if tests:
-        return f"Nothing dropped in {tests} tests with ability kept, but none of them is of dozens of edits."
-    return (
-        f"No safety benchmark above chance was measured at up to {DOZENS} edits where the edits are there and ability is surely kept; "
-        "the answers of a broken model or of one that guesses say nothing."
-    )
-
-
-def safety_counts(one: Series, rung: int) -> bool:
-    """Return whether safety can be read at a rung: the edits are there, and general ability surely is."""
-    return rung in one.mean and one.mean[rung].low >= KEEPS and bool(one.edits_are_there(rung))
-
-
-def _safety_tests(one: Series) -> list[tuple[Series, str, int, float, Estimate]]:
-    found = []
-    for column in filter(one.can_show_damage, one.safety):
-        for rung in one.rungs:
-            if rung > DOZENS or not safety_counts(one, rung):
-                continue
-            base = one.runs[0].outcomes.get((0, column))
-            rows = [
-                None if (now := run.outcomes.get((rung, column))) is None or base is None else now.aligned(base.names) for run in one.runs
-            ]
-            kept = [row for row in rows if row is not None]
-            if base is None or len(kept) < len(rows):
-                continue
-            change = paired_change(base.values, np.array(kept), pool=column.name)
-            found.append((one, column.task.replace("_", " "), rung, float(base.values.mean()), change))
-    return found
-
-
 # -- muting ----------------------------------------------------------------------------------------------------------------
 
 
 def muting(methods: Sequence[Series]) -> Verdict:
-    """The muting effect: after very many edits a model writes nothing, or repeats itself."""
+    """The muting effect: after very many edits a model writes nothing, or repeats itself.
+
+    For it is a share of such texts surely above a half, and surely above that of the unedited model: some write little to begin with.
+    """
     statement = "After 10,000 edits the edited models are mute: most of what they write is empty or repeats itself."
-    cast, counted, rows = [], [], [("model", "method", "data set", "edits", "degenerate texts")]
+    cast, counted = [], []
+    rows = [("model", "method", "data set", "edits", "degenerate texts", "95% interval", "unedited")]
     for one in methods:
         rates = broken_texts(one)
         if rates:
-            rung, rate = max(rates.items())
-            rows.append((*names_of(one), str(rung), format_number(rate)))
+            rung, rate = max(rates.items(), key=lambda found: found[0])
+            before = rates.get(0)
+            unedited = "–" if before is None else format_number(before.value)
+            rows.append((*names_of(one), str(rung), format_number(rate.value), range_of(rate), unedited))
             if rung >= 10 * THOUSANDS:
                 counted.append(one)
-                cast.append((voter_of(one), rate > MUTED))
+                above = MUTED if before is None else max(MUTED, before.high)
+                cast.append((voter_of(one), decided(rate, above=above, below=MUTED)))
     votes = by_majority(cast)
     reason = (
         f"Of {votes.total} methods on models: {votes}."
@@ -258,9 +227,19 @@ def muting(methods: Sequence[Series]) -> Verdict:
     return Verdict(question="rq1", key="F-mute", statement=statement, outcome=outcome, reason=reason + too_few, table=tuple(rows))
 
 
-def broken_texts(one: Series) -> dict[int, float]:
-    """Return the share of degenerate texts at each rung of all runs, over all benchmarks in which the model writes."""
-    return {rung: fmean(shares) for rung, shares in sign_by_run(one, lambda signs: signs.broken_texts).items()}
+def broken_texts(one: Series) -> dict[int, Interval]:
+    """Return the share of degenerate texts at each rung of all runs, a mean over benchmarks, with Wilson's interval over texts and orders.
+
+    The texts of one order are counted, for the same are asked of the next. B benchmarks of n_b texts that weigh the same are as good as
+    B^2 / sum 1 / n_b texts (Kish 1965).
+    """
+    shares = sign_by_run(one, lambda signs: signs.broken_texts)
+    return {rung: share_over_orders(fmean(orders), orders, _texts(one, rung)) for rung, orders in shares.items()}
+
+
+def _texts(one: Series, rung: int) -> float:
+    sizes = [[signs.texts for (at, _), signs in run.degenerate.items() if at == rung and signs.texts] for run in one.runs]
+    return min(len(mine) ** 2 / sum(1 / size for size in mine) for mine in sizes)
 
 
 def sign_by_run(one: Series, read: Callable[[Degenerate], float | None]) -> dict[int, tuple[float, ...]]:

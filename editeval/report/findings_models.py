@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from editeval.report.intervals import Interval
 from editeval.report.series import Series
-from editeval.report.statistics import Estimate, area_weights, combine, spearman
+from editeval.report.settings import NAMED_SETTINGS, apart, beside_the_method, short
+from editeval.report.statistics import Estimate, area_weights, combine
+from editeval.report.statistics_across import spearman
 from editeval.report.study import Run, Studies
 from editeval.report.verdicts import (
     KEEPS,
@@ -25,6 +28,7 @@ from editeval.runner.table import Column, format_number
 ADVANTAGE = 0.05  # an area that is not even so much larger is no advantage
 MIN_ORDERS, MIN_SIZES = 3, 5
 MIN_SCALED = 2  # methods: figure 4 of the paper has two
+MAY_DIFFER = ("prompt_format", "revision")  # between a base model and the one made from it
 
 
 def tuned_models(methods: Sequence[Series], known: Studies) -> Verdict:
@@ -123,36 +127,62 @@ def _sibling_series(methods: Sequence[Series], known: Studies) -> list[tuple[str
 
     The format of prompts may differ: a base model has no chat template, and with a tuned one it is compared under each.
     """
-    measured = measured_ones(methods)
     return [
         (pair["family"], base, tuned)
-        for pair in known.pairs
-        for base in measured
-        for tuned in measured
-        if (base.model, tuned.model) == (pair["base"], pair["tuned"]) and _setting_of(base) == _setting_of(tuned)
+        for pair, bases, tuned_ones in _both_of_pairs(methods, known)
+        for base in bases
+        for tuned in tuned_ones
+        if base.runs[0].method == tuned.runs[0].method and not _apart(base, tuned)
     ]
 
 
-def _setting_of(one: Series) -> tuple[str, str, dict[str, str]]:
-    return one.runs[0].method, one.dataset, {name: value for name, value in one.settings.items() if name != "prompt_format"}
-
-
 def _without_a_sibling(methods: Sequence[Series], known: Studies) -> list[str]:
-    """Return the series of a pair whose method was run on both models, but never with the same settings and data set."""
+    """Return the series of a pair whose method was run on both models, but never with the same settings and data set.
+
+    With what differs from the sibling that is nearest: its own value, and the sibling's.
+    """
     found = []
-    for pair in known.pairs:
-        both = [[one for one in measured_ones(methods) if one.model == pair[name]] for name in ("base", "tuned")]
-        for mine, others in (both, both[::-1]):
-            run_on_other = {one.runs[0].method for one in others}
-            settings = [_setting_of(one) for one in others]
-            found += [label_of(one) for one in mine if one.runs[0].method in run_on_other and _setting_of(one) not in settings]
+    for _, bases, tuned_ones in _both_of_pairs(methods, known):
+        for mine, others in ((bases, tuned_ones), (tuned_ones, bases)):
+            for one in mine:
+                differences = [_apart(one, other) for other in others if other.runs[0].method == one.runs[0].method]
+                if differences and all(differences):
+                    nearest = min(differences, key=len)
+                    told = [f"{name} {_told(own)} / {_told(other)}" for name, (own, other) in list(nearest.items())[:NAMED_SETTINGS]]
+                    found.append(f"{label_of(one)} ({', '.join([*told, '…'] if len(nearest) > NAMED_SETTINGS else told)})")
     return found
+
+
+def _both_of_pairs(methods: Sequence[Series], known: Studies) -> list[tuple[Mapping[str, str], list[Series], list[Series]]]:
+    """Return each pair of models with the series of its base model and those of its tuned one."""
+
+    def of(model: str) -> list[Series]:
+        return [one for one in measured_ones(methods) if one.model == model]
+
+    return [(pair, of(pair["base"]), of(pair["tuned"])) for pair in known.pairs]
+
+
+def _apart(one: Series, other: Series) -> dict[str, tuple[Any, Any]]:
+    """Return what two series of a method differ in that siblings must share: data set, settings, facts an edit, precision.
+
+    A revision is of its own model, and prompts may have another format.
+    """
+    mine, theirs = (
+        {"data set": each.dataset, **each.settings, **beside_the_method(each.runs[0].config), **each.setup} for each in (one, other)
+    )
+    return {name: values for name, values in apart(mine, theirs).items() if name not in MAY_DIFFER}
+
+
+def _told(value: Any) -> str:
+    return short(str(value))
 
 
 def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
     """F4.3: larger models of a family suffer less: Spearman of size and r, where something was lost.
 
-    The mean r is over the benchmarks on which every size is above chance, or sizes would be compared on different ones.
+    The mean r is over the benchmarks on which every size is above chance, or sizes would be compared on different ones. Every size has
+    the same settings of the method: layers that are null are the same relative depth at every size, or its last ones, and numbers are the
+    same depth in models that are equally deep alone. Precision may differ, for the largest sizes fit in half of it only.
     """
     statement = "Larger models of one family keep more of their abilities under the same edits."
     rows = [("family", "method", "data set", "edits", "benchmarks", "sizes", "Spearman", "95% interval", "p")]
@@ -160,6 +190,10 @@ def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
     for (family, method, dataset), by_size in _ladders(methods, known).items():
         if len(by_size) < MIN_SIZES:
             untested.append(f"{family} {method} ({len(by_size)} sizes)")
+            continue
+        other = _settings_apart(list(by_size.values()))
+        if other:
+            untested.append(f"{family} {method} (other settings at some sizes: {', '.join(other)})")
             continue
         if not _same_edits(list(by_size.values())):
             untested.append(f"{family} {method} (not the same edits at every size)")
@@ -192,6 +226,12 @@ def larger_models(methods: Sequence[Series], known: Studies) -> Verdict:
     if untested:
         reason += f" No test: {', '.join(untested)}; at least {MIN_SIZES} sizes are needed."
     return Verdict(question="rq3", key="F4.3", statement=statement, outcome=outcome, reason=reason, table=tuple(rows))
+
+
+def _settings_apart(series: Sequence[Series]) -> tuple[str, ...]:
+    """Return the names of the method's settings that are not the same at every size."""
+    first, *others = [one.setup for one in series]
+    return tuple(dict.fromkeys(name for other in others for name in apart(first, other)))
 
 
 def _same_edits(series: Sequence[Series]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
@@ -40,9 +40,11 @@ class Outcomes:
 
 @dataclass(frozen=True, kw_only=True)
 class Degenerate:
-    """Signs of a broken model: the share of texts that are empty or repeat themselves, and that of the commonest choice."""
+    """Signs of a broken model: the share of texts that are empty or repeat themselves, that of empty ones, that of the commonest choice."""
 
+    texts: int  # that were written
     broken_texts: float | None
+    empty_texts: float | None
     commonest_choice: float | None
 
 
@@ -67,12 +69,21 @@ class Items:
     @cached_property
     def degenerate(self) -> Degenerate:
         """What is degenerate in the answers."""
-        broken_texts = [broken for record in self.records if "generated" in record for broken in _broken(record)]
+        reasons = [found for record in self._written for found in _reasons(record)]
         chosen = Counter([pick for record in self.records if "log_probs" in record and (pick := choice(record)) is not None])
         return Degenerate(
-            broken_texts=fmean(broken_texts) if broken_texts else None,
+            texts=len(reasons),
+            broken_texts=fmean(bool(found) for found in reasons) if reasons else None,
+            empty_texts=fmean("empty" in found for found in reasons) if reasons else None,
             commonest_choice=max(chosen.values()) / chosen.total() if chosen else None,
         )
+
+    @property
+    def _written(self) -> Iterable[Record]:
+        """The records of texts, one a text: each filter through which a text was read has a record of it."""
+        found = [record for record in self.records if "generated" in record]
+        first = {(record["task"], record["item"]): record for record in reversed(found) if "filter" in record}
+        return [record for record in found if "filter" not in record or first[record["task"], record["item"]] is record]
 
     @cached_property
     def by_identity(self) -> Mapping[tuple[str, ...], Record]:
@@ -123,13 +134,14 @@ def _label_weights(labels: Sequence[str]) -> NDArray[np.float64]:
     return np.array([len(labels) / (len(counts) * counts[label]) for label in labels])
 
 
-def _broken(record: Record) -> Iterator[bool]:
-    """Yield of each text whether it is degenerate: as the benchmark found with the model's tokens, else by its words."""
+def _reasons(record: Record) -> Iterator[frozenset[str]]:
+    """Yield of each text why it is degenerate: as the benchmark found with the model's tokens, else by its words."""
     if "degenerate" in record:
-        yield bool({"empty", "repeats"} & set(record["degenerate"]))  # what was measured earlier lists `unended` too
+        yield frozenset({"empty", "repeats"} & set(record["degenerate"]))  # what was measured earlier lists `unended` too
         return
     generated = record["generated"]
-    yield from map(is_degenerate, (generated,) if isinstance(generated, str) else generated)
+    for text in (generated,) if isinstance(generated, str) else generated:
+        yield frozenset(degenerate_reasons(text, text.split()))
 
 
 def _name(record: Record) -> str:

@@ -7,20 +7,20 @@ rung; the mean over benchmarks counts those on which the unedited model is above
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from editeval.report.intervals import Interval, share_interval
+from editeval.report.intervals import CONFIDENCE, Interval
+from editeval.report.settings import across_models, differing, labelled
 from editeval.report.statistics import (
     Estimate,
+    Moments,
     Retained,
     combine,
-    fieller,
     first_lost,
     holm,
     last_kept,
@@ -29,12 +29,11 @@ from editeval.report.statistics import (
     paired_change,
     retained,
     right_or_wrong,
+    share_over_orders,
 )
 from editeval.report.study import Run, Studies, about_edits, monitored
 from editeval.runner.table import NORMAL_95, PROTOCOLS_FIRST, Column
-from editeval.types import content_key
 
-NAMED_SETTINGS = 3  # of a label; where more differ, a hash tells the settings apart
 RESAMPLES = 2000
 THERE = 0.1  # edits are there if the lower bound of efficacy is this much above the unedited model's
 
@@ -68,6 +67,16 @@ class Series:
     def reproduces_a_fault(self) -> bool:
         """Whether the method is set to do what a published code did wrong."""
         return self.runs[0].reproduces_a_fault
+
+    @property
+    def is_the_papers(self) -> bool:
+        """Whether the paper has the method, with this setting."""
+        return self.runs[0].is_the_papers
+
+    @property
+    def is_flat_in_paper(self) -> bool:
+        """Whether the paper's figure shows the method flat to thousands of edits."""
+        return self.runs[0].method in self.known.flat_in_paper
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -124,13 +133,17 @@ class Series:
         """Columns of safety."""
         return tuple(column for column in self.columns if self.known.is_safety(column))
 
+    @cached_property
+    def setup(self) -> Mapping[str, Any]:
+        """What the method was set to, as far as it must be the same on another model before the two are compared."""
+        return across_models(self.runs[0].config.get("method", {}))
+
     # -- edit quality ----------------------------------------------------------------------------------------------
 
     def quality(self, metric: str) -> dict[int, Interval]:
         """Return a measure of edit quality at each rung over all facts edited so far: Wilson's interval, over facts and orders.
 
-        The facts are pooled over runs. Where orders differ they count for fewer: for as many as would vary as much as facts and
-        orders together (the effective sample size), with the quantile of t, as for every other number.
+        The facts are pooled over runs.
         """
         found: dict[int, Interval] = {}
         for rung in (0, *self.rungs):
@@ -142,9 +155,7 @@ class Series:
             n = sum(score.n for score in scores)
             if n and all(math.isfinite(score.value) for score in scores):
                 share = sum(score.value * score.n for score in scores) / n
-                of_facts = share * (1 - share)
-                estimate = Estimate(value=share, orders=tuple(score.value for score in scores), extra_variance=of_facts / n)
-                found[rung] = share_interval(share, variance=estimate.variance, n=n, quantile=estimate.quantile())
+                found[rung] = share_over_orders(share, [score.value for score in scores], n)
         return found
 
     @cached_property
@@ -201,16 +212,17 @@ class Series:
         """Mean r at each rung, where all counted benchmarks were measured."""
         return self.mean_over(self.counted)
 
-    def mean_over(self, columns: Sequence[Column]) -> dict[int, Interval]:
+    def mean_over(self, columns: Sequence[Column], confidence: float = CONFIDENCE) -> dict[int, Interval]:
         """Return the mean r over some benchmarks at each rung, where all of them were measured."""
         if len(columns) == 1:
-            return {rung: found.interval for rung in self.rungs if (found := self.retained(rung, columns[0])) is not None}
+            return {rung: found.at(confidence) for rung in self.rungs if (found := self.retained(rung, columns[0])) is not None}
         estimates = {rung: self.mean_estimate(rung, columns) for rung in self.rungs}
-        return {rung: estimate.interval() for rung, estimate in estimates.items() if estimate is not None}
+        return {rung: estimate.interval(confidence) for rung, estimate in estimates.items() if estimate is not None}
 
-    def last_kept(self, share: float) -> int:
-        """Return n90 or n50 of the mean; 0 where no rung keeps it."""
-        return last_kept(list(self.mean.items()), share)
+    def last_kept(self, share: float, confidence: float = CONFIDENCE) -> int:
+        """Return n90 or n50 of the mean, by intervals of a confidence; 0 where no rung keeps it."""
+        mean = self.mean if confidence == CONFIDENCE else self.mean_over(self.counted, confidence)
+        return last_kept(list(mean.items()), share)
 
     def first_lost(self, share: float) -> int | None:
         """Return the first number of edits at which the mean has certainly lost the share, or every run broke; None: never seen."""
@@ -259,8 +271,14 @@ def _retained_of_means(pairs: Sequence[tuple[Any, Any]], chance: float) -> Retai
         orders=tuple((score.value - chance) / bottom if bottom else math.nan for score in after),
         extra_variance=(var_top + ratio**2 * var_bottom) / bottom**2 if bottom else 0.0,
     )
-    interval = fieller(top, bottom, var_top + estimate.order_variance * bottom**2, var_bottom, 0.0, quantile=estimate.quantile())
-    return Retained(interval=interval, estimate=estimate, can_show_damage=bottom - NORMAL_95 * math.sqrt(var_bottom) > 0)
+    moments = Moments(
+        numerator=top,
+        denominator=bottom,
+        var_top=var_top + estimate.order_variance * bottom**2,
+        var_bottom=var_bottom,
+        covariance=0.0,
+    )
+    return Retained(moments=moments, estimate=estimate, can_show_damage=bottom - NORMAL_95 * math.sqrt(var_bottom) > 0)
 
 
 # -- grouping --------------------------------------------------------------------------------------------------------------
@@ -271,12 +289,12 @@ def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
 
     A setting that differs on one model is told on every model, so that a method is called the same on all of them.
     """
-    settings = _differing(runs, "method", lambda run: (run.method, run.model))
-    of_data = _differing(runs, "dataset", lambda run: (run.dataset, ""))
+    settings = differing(runs, "method", lambda run: (run.method, run.model))
+    of_data = differing(runs, "dataset", lambda run: (run.dataset, ""))
     grouped: dict[tuple[str, str, str], dict[int, Run]] = {}
     twins: dict[tuple[str, str, str], list[Run]] = {}
     for run in runs:
-        name = (run.model, _label(run.method, settings[run.folder]), _label(run.dataset, of_data[run.folder]))
+        name = (run.model, labelled(run.method, settings[run.folder]), labelled(run.dataset, of_data[run.folder]))
         if grouped.setdefault(name, {}).setdefault(run.seed, run) is not run:
             twins.setdefault(name, []).append(run)
     return tuple(
@@ -292,52 +310,6 @@ def series_of(runs: Sequence[Run], known: Studies) -> tuple[Series, ...]:
         )
         for (model, method, dataset), found in grouped.items()
     )
-
-
-def _differing(runs: Sequence[Run], group: str, named: Callable[[Run], tuple[str, str]]) -> dict[Path, Mapping[str, str]]:
-    """Return, by folder, each run's settings of those that differ between runs of its name under the same condition.
-
-    `named` tells both: the name, and the condition (a method's model).
-    """
-    flat = {run.folder: _flat(run.config.get(group, {})) | (_beside_the_method(run.config) if group == "method" else {}) for run in runs}
-    alike: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for run in runs:
-        name, condition = named(run)
-        alike.setdefault(name, {}).setdefault(condition, []).append(flat[run.folder])
-    told: dict[str, list[str]] = {}
-    for name, groups in alike.items():
-        keys = {key for mine in groups.values() for one in mine for key in one if not key.startswith(("_target_", "corpus.", "of.corpus."))}
-        told[name] = sorted(key for key in keys if any(len({repr(one.get(key)) for one in mine}) > 1 for mine in groups.values()))
-    return {run.folder: {key: str(flat[run.folder].get(key)) for key in told[named(run)[0]]} for run in runs}
-
-
-def _label(name: str, settings: Mapping[str, str]) -> str:
-    told = ", ".join(f"{key}={_short(value)}" for key, value in list(settings.items())[:NAMED_SETTINGS])
-    if len(settings) > NAMED_SETTINGS:
-        told += f", … {content_key(dict(settings))[:4]}"
-    return f"{name} ({told})" if told else name
-
-
-def _beside_the_method(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what an edit depends on beside the method's settings (which hold what it learns from) and the model's name."""
-    model = config.get("model", {})
-    return {
-        "batch": config.get("batch_size", 1),
-        "dtype": model.get("dtype"),
-        "revision": model.get("revision"),
-        "prompt_format": config.get("prompt_format", "raw"),  # a run of before it was a setting has none
-    }
-
-
-def _flat(node: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(node, Mapping):
-        return {prefix.rstrip("."): node}
-    return {key: value for name, child in node.items() for key, value in _flat(child, f"{prefix}{name}.").items()}
-
-
-def _short(value: str) -> str:
-    text = "default" if value == "None" else value
-    return text if len(text) <= 24 else f"{text[:23]}…"
 
 
 # -- tests -----------------------------------------------------------------------------------------------------------------

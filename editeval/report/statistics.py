@@ -20,15 +20,13 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
-from scipy.optimize import brentq
 
-from editeval.report.intervals import CONFIDENCE, Interval, normal_quantile
-
-EXACT_SPEARMAN = 7  # at most so many points are permuted in every way (5,040)
+from editeval.report.intervals import CONFIDENCE, Interval, normal_quantile, share_interval
 
 Array = NDArray[np.float64]
 
@@ -104,21 +102,21 @@ class Estimate:
     @property
     def item_variance(self) -> float:
         """Variance of the number over draws of the items."""
-        return self.extra_variance + sum(_variance_of_mean(pool) for pool in self.pools.values())
+        return self.extra_variance + sum(variance_of_mean(pool) for pool in self.pools.values())
 
     @property
     def order_variance(self) -> float:
         """Variance of the number over draws of the orders; 0 where there is one order, which tells nothing about others."""
-        return _variance_of_mean(np.asarray(self.orders, float))
+        return variance_of_mean(np.asarray(self.orders, float))
 
     @property
     def variance(self) -> float:
         """Variance of the number."""
         return self.item_variance + self.order_variance
 
-    def interval(self) -> Interval:
-        """Return the number with its t interval."""
-        half = self.quantile() * math.sqrt(self.variance)
+    def interval(self, confidence: float = CONFIDENCE) -> Interval:
+        """Return the number with its two-sided t interval."""
+        half = self.quantile(confidence) * math.sqrt(self.variance)
         return Interval(value=self.value, low=self.value - half, high=self.value + half)
 
     def p_value(self) -> float:
@@ -127,9 +125,9 @@ class Estimate:
             return 1.0 if self.value == 0 else 0.0
         return min(1.0, 2 * float(stats.t.sf(abs(self.value) / math.sqrt(self.variance), self._freedom)))
 
-    def quantile(self) -> float:
+    def quantile(self, confidence: float = CONFIDENCE) -> float:
         """Return the two-sided quantile of t with Satterthwaite's degrees of freedom."""
-        return float(special.stdtrit(self._freedom, (1 + CONFIDENCE) / 2)) if math.isfinite(self._freedom) else normal_quantile()
+        return float(special.stdtrit(self._freedom, (1 + confidence) / 2)) if math.isfinite(self._freedom) else normal_quantile(confidence)
 
     @property
     def _freedom(self) -> float:
@@ -138,6 +136,16 @@ class Estimate:
         total = sum(part for part, _ in parts)
         weight = sum(part * part / degrees for part, degrees in parts if part > 0 and degrees > 0)
         return total * total / weight if weight > 0 else math.inf
+
+
+def share_over_orders(share: float, orders: Sequence[float], n: float) -> Interval:
+    """Return a share of n items with Wilson's interval over items and over orders of edits, (K,), each of which has a share of its own.
+
+    Where orders differ the items count for fewer: for as many as would vary as much as items and orders together (the effective sample
+    size), with the quantile of t, as for every other number.
+    """
+    estimate = Estimate(value=share, orders=tuple(orders), extra_variance=share * (1 - share) / n)
+    return share_interval(share, variance=estimate.variance, n=n, quantile=estimate.quantile())
 
 
 def combine(terms: Sequence[tuple[float, Estimate]]) -> Estimate:
@@ -166,12 +174,32 @@ def combine(terms: Sequence[tuple[float, Estimate]]) -> Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retained:
-    """Retained ability: Fieller's interval, and the estimate for sums. `can_show_damage` is whether s_0 is above chance."""
+class Moments:
+    """A ratio's numerator x and denominator y with their variances, those of means, and their covariance."""
 
-    interval: Interval
+    numerator: float
+    denominator: float
+    var_top: float
+    var_bottom: float
+    covariance: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retained:
+    """Retained ability: what Fieller's interval needs, and the estimate for sums. `can_show_damage` is whether s_0 is above chance."""
+
+    moments: Moments
     estimate: Estimate
     can_show_damage: bool
+
+    @cached_property
+    def interval(self) -> Interval:
+        """Fieller's interval."""
+        return self.at(CONFIDENCE)
+
+    def at(self, confidence: float) -> Interval:
+        """Return Fieller's interval of a confidence."""
+        return fieller(self.moments, quantile=self.estimate.quantile(confidence))
 
 
 def retained(before_N: Array, after_KN: Array, *, chance: float, pool: str) -> Retained:
@@ -202,12 +230,16 @@ def retained(before_N: Array, after_KN: Array, *, chance: float, pool: str) -> R
 
     added = np.concatenate([np.stack([before, mean_after], 1), pseudo])
     covariance = np.cov(added.T) / len(before)
-    order_variance = _variance_of_mean(after.mean(1))
-    interval = fieller(
-        numerator, denominator, covariance[1, 1] + order_variance, covariance[0, 0], covariance[0, 1], quantile=estimate.quantile()
+    order_variance = variance_of_mean(after.mean(1))
+    moments = Moments(
+        numerator=numerator,
+        denominator=denominator,
+        var_top=covariance[1, 1] + order_variance,
+        var_bottom=covariance[0, 0],
+        covariance=covariance[0, 1],
     )
     above = denominator - normal_quantile() * math.sqrt(covariance[0, 0]) > 0
-    return Retained(interval=interval, estimate=estimate, can_show_damage=above)
+    return Retained(moments=moments, estimate=estimate, can_show_damage=above)
 
 
 def paired_change(before_N: Array, after_KN: Array, *, pool: str) -> Estimate:
@@ -235,16 +267,16 @@ def right_or_wrong(before_N: Array, after_KN: Array) -> float | None:
     return None
 
 
-def fieller(numerator: float, denominator: float, var_top: float, var_bottom: float, covariance: float, *, quantile: float) -> Interval:
-    """Return numerator / denominator with Fieller's interval: the r with (x - r y)^2 <= t^2 (v_xx - 2 r v_xy + r^2 v_yy).
+def fieller(moments: Moments, *, quantile: float) -> Interval:
+    """Return x / y with Fieller's interval: the r with (x - r y)^2 <= t^2 (v_xx - 2 r v_xy + r^2 v_yy).
 
     Infinite on both sides where the denominator cannot be told from zero.
     """
-    t2 = quantile * quantile
-    a = denominator**2 - t2 * var_bottom
-    b = numerator * denominator - t2 * covariance
-    c = numerator**2 - t2 * var_top
-    value = numerator / denominator if denominator else math.nan
+    t2, x, y = quantile * quantile, moments.numerator, moments.denominator
+    a = y**2 - t2 * moments.var_bottom
+    b = x * y - t2 * moments.covariance
+    c = x**2 - t2 * moments.var_top
+    value = x / y if y else math.nan
     if a <= 0:
         return Interval(value=value, low=-math.inf, high=math.inf)
     root = math.sqrt(max(0.0, b * b - a * c))
@@ -279,84 +311,9 @@ def area_weights(rungs: Sequence[int]) -> tuple[float, ...]:
     return tuple(float(weight) for weight in weights / (x[-1] - x[0]))
 
 
-# -- over models and benchmarks --------------------------------------------------------------------------------------------
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> tuple[Interval, float]:
-    """Return Spearman's rank correlation with Bonett and Wright's interval, and its two-sided p-value.
-
-    Interval: Fisher's z with standard error sqrt((1 + rho^2 / 2) / (N - 3)) (https://doi.org/10.1007/BF02294183); at rho = 1, of
-    which z is infinite, that of the middle between 1 and the next rho that N ranks can have (1 - 12 / (N^3 - N)). p: over all
-    permutations up to 7 points, by t beyond. A constant series has no rank: rho NaN, p 1.
-
-    Raises:
-        ValueError: fewer than 4 points, which bound nothing.
-    """
-    if len(x) < 4 or len(x) != len(y):
-        raise ValueError(f"a rank correlation needs at least 4 pairs; got {len(x)} and {len(y)}")
-    ranks_x, ranks_y = stats.rankdata(x), stats.rankdata(y)
-    if np.ptp(ranks_x) == 0 or np.ptp(ranks_y) == 0:
-        return Interval(value=math.nan, low=-1.0, high=1.0), 1.0
-    rho = _correlation(ranks_x, ranks_y)
-    if len(x) <= EXACT_SPEARMAN:
-        permuted = np.array(list(itertools.permutations(ranks_y)))
-        centred = ranks_x - ranks_x.mean()
-        every = permuted @ centred / (len(x) * ranks_x.std() * ranks_y.std())
-        p_value = float(np.mean(np.abs(every) >= abs(rho) - 1e-9))
-    else:
-        p_value = float(stats.spearmanr(x, y).pvalue)
-    half = normal_quantile() * math.sqrt((1 + rho * rho / 2) / (len(x) - 3))
-    largest = 1 - 6 / (len(x) ** 3 - len(x))
-    z = math.atanh(min(max(rho, -largest), largest))
-    return Interval(value=rho, low=min(rho, math.tanh(z - half)), high=max(rho, math.tanh(z + half))), p_value
-
-
-def between_sd(values: Sequence[float], variances: Sequence[float]) -> Interval:
-    """Return the standard deviation between true values of which each was measured with a known variance.
-
-    The estimate is Paule and Mandel's, the interval the Q profile (Viechtbauer 2007, https://doi.org/10.1002/sim.2514): the sd
-    at which sum (y - mean)^2 / (v + sd^2) equals its expectation, and the two quantiles of chi squared.
-
-    Raises:
-        ValueError: fewer than two values.
-    """
-    if len(values) < 2:
-        raise ValueError(f"a spread needs at least 2 values; got {len(values)}")
-    y, v = np.asarray(values, float), np.maximum(np.asarray(variances, float), 1e-12)
-
-    def statistic(sd: float) -> float:
-        weights = 1 / (v + sd * sd)
-        return float(np.sum(weights * (y - np.sum(weights * y) / weights.sum()) ** 2))
-
-    def sd_where(level: float) -> float:
-        if statistic(0.0) <= level:
-            return 0.0
-        upper = 1.0
-        while statistic(upper) > level:
-            upper *= 2
-        return float(brentq(lambda sd: statistic(sd) - level, 0.0, upper))
-
-    degrees = len(y) - 1
-    low, high = (sd_where(float(stats.chi2.ppf(quantile, degrees))) for quantile in ((1 + CONFIDENCE) / 2, (1 - CONFIDENCE) / 2))
-    return Interval(value=sd_where(degrees), low=low, high=high)
-
-
-def variances_apart(estimates: Sequence[Estimate]) -> list[float]:
-    """Return each estimate's variance without what the orders move in all of them alike, which sets none apart from another.
-
-    Of each order the mean over the M estimates is taken away; M / (M - 1) makes up for what it took of the estimate's own.
-    """
-    orders_MK = np.array([estimate.orders for estimate in estimates], float)
-    own = (orders_MK - orders_MK.mean(0)) * math.sqrt(len(estimates) / (len(estimates) - 1))
-    return [estimate.item_variance + _variance_of_mean(row) for estimate, row in zip(estimates, own, strict=True)]
-
-
 # -- pieces ----------------------------------------------------------------------------------------------------------------
 
 
-def _variance_of_mean(values: Array) -> float:
+def variance_of_mean(values: Array) -> float:
+    """Return the variance of the mean of values; 0 of one."""
     return float(np.var(values, ddof=1) / len(values)) if len(values) > 1 else 0.0
-
-
-def _correlation(x: Array, y: Array) -> float:
-    return float(np.mean((x - x.mean()) * (y - y.mean())) / (x.std() * y.std()))

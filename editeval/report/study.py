@@ -37,7 +37,13 @@ class Studies:
     balanced: frozenset[str]
     pairs: tuple[Mapping[str, str], ...]
     families: Mapping[str, Mapping[str, float]]
+    paper_methods: frozenset[str]
+    later_settings: Mapping[str, Mapping[str, Sequence[Any]]] = field(
+        default_factory=dict
+    )  # method -> settings that the paper does not have
+    flat_in_paper: frozenset[str] = frozenset()
     reproductions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> settings of published code, not of the paper
+    published_code: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # method -> settings of published code that are no fault
     comparisons: tuple[tuple[str, ...], ...] = ()  # methods that one picture shows together
     forms: tuple[tuple[str, ...], ...] = ()  # benchmarks that ask the same questions in other forms
 
@@ -65,7 +71,11 @@ def studies(path: Path = STUDIES_FILE) -> Studies:
         balanced=frozenset(found["balanced"]),
         pairs=tuple(found["pairs"]),
         families={family: {str(name): float(size) for name, size in sizes.items()} for family, sizes in found["families"].items()},
+        paper_methods=frozenset(found["paper_methods"]),
+        later_settings=found.get("later_settings", {}),
+        flat_in_paper=frozenset(found.get("flat_in_paper", ())),
         reproductions=found.get("reproductions", {}),
+        published_code=found.get("published_code", {}),
         comparisons=tuple(map(tuple, found.get("comparisons", ()))),
         forms=tuple(map(tuple, found.get("forms", ()))),
     )
@@ -108,8 +118,23 @@ class Run:
     @property
     def reproduces_a_fault(self) -> bool:
         """Whether its method is set to do what a published code did wrong: what it shows is that code's, and no claim counts it."""
-        settings = self.known.reproductions.get(self.method)
+        return self._is_set_to(self.known.reproductions.get(self.method))
+
+    @property
+    def published_settings(self) -> Mapping[str, Any]:
+        """The settings by which it is as a published code ran its method, faults aside; none where it is not."""
+        settings = self.known.published_code.get(self.method, {})
+        return settings if self._is_set_to(settings) else {}
+
+    def _is_set_to(self, settings: Mapping[str, Any] | None) -> bool:
         return settings is not None and all(self.config.get("method", {}).get(name) == value for name, value in settings.items())
+
+    @property
+    def is_the_papers(self) -> bool:
+        """Whether the paper has its method, and none of its settings makes it a later one."""
+        later = self.known.later_settings.get(self.method, {})
+        settings = self.config.get("method", {})
+        return self.method in self.known.paper_methods and not any(settings.get(name) in values for name, values in later.items())
 
     def edited_as(self, other: Run) -> bool:
         """Return whether another run edited the same facts at the same steps, as far as both went."""

@@ -10,7 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from editeval.report.charts import CellMap, Chart, Curve, Panel, Point, finite, name_of
-from editeval.report.findings import safety_counts, sign_by_run
+from editeval.report.findings import sign_by_run
+from editeval.report.findings_safety import safety_counts
 from editeval.report.intervals import Interval
 from editeval.report.published import SOURCE, PublishedRow, published_curve
 from editeval.report.series import Series
@@ -30,7 +31,7 @@ from editeval.runner.table import Column
 
 MAX_MONITOR_POINTS = 40
 BANDS = "Bands: 95% intervals, over items and, where a series has several seeds, over orders of edits; hollow: no bounds."
-PUBLISHED_CODE = "published code"  # the name of a curve of settings that reproduce a fault of one
+PUBLISHED_CODE = "published code"  # the name of a curve of settings that reproduce a fault of one, or that one was run with
 PUBLISHED = f"Dotted with rings: {SOURCE}, not ours."
 RETAINED = "share of ability kept"
 OfEdit = Callable[[Mapping[str, Any]], float | None]  # a number of a row of the edit log
@@ -137,8 +138,8 @@ def _safety_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int]
     panels = [*_quality_panels(mine, colours), _mean_panel(mine, colours)]
     panels += [_only_counted(_score_panel(column, mine, colours), mine) for column in columns]
     caption = (
-        f"{BANDS} In the panels of safety hollow points do not count: edits or 90% of mean ability are not surely there, and a broken "
-        f"model gives one answer to everything. {PUBLISHED}"
+        f"{BANDS} In the panels of safety hollow points do not count: edits or 90% of mean ability are not surely there, or much of what "
+        f"it writes is empty, and a broken model gives one answer to everything. {PUBLISHED}"
     )
     return _chart("rq5", model, f"{model}: safety", panels, caption)
 
@@ -164,14 +165,27 @@ def _settings_chart(model: str, method: str, series: Sequence[Series]) -> Chart 
         return None
     # What the curves have in common stands in the title: a name of method, settings and values would be cut.
     names = ", ".join(dict.fromkeys(name for one in mine for name in one.settings)) or "several settings"
-    values = {one.method: PUBLISHED_CODE if one.reproduces_a_fault else ", ".join(one.settings.values()) or one.method for one in mine}
+    published = {one.method: found for one in mine if (found := _published_settings(one))}
+    faults = dict.fromkeys(one.method for one in mine if one.reproduces_a_fault)
+    values = {}
+    for one in mine:
+        others = [value for name, value in one.settings.items() if name not in published.get(one.method, {})]
+        told = [PUBLISHED_CODE] if one.method in faults else [*([PUBLISHED_CODE] if one.method in published else []), *others]
+        values[one.method] = ", ".join(told) or one.method
     shown = [
         replace(panel, curves=tuple(replace(curve, label=values[curve.label]) for curve in panel.curves)) for panel in _update_panels(mine)
     ]
-    faults = dict.fromkeys(one.method for one in mine if one.reproduces_a_fault)
     reproduced = f" {PUBLISHED_CODE}: {', '.join(faults)}, which reproduces its fault." if faults else ""
+    for name, settings in published.items():
+        reproduced += f" {PUBLISHED_CODE}: {name}, as it was run with {', '.join(f'{key} {value}' for key, value in settings.items())}."
     caption = f"{BANDS} The same model and facts; a curve is named after its values of {names}.{reproduced}"
     return _chart("artefacts", f"{model}-{method}", f"{model}: {method} by {names}", shown, caption)
+
+
+def _published_settings(one: Series) -> Mapping[str, Any]:
+    """Return the settings that a published code ran the method with, if the series has them and the chart compares any of them."""
+    settings = one.runs[0].published_settings
+    return settings if any(name in one.settings for name in settings) else {}
 
 
 def _comparison_chart(model: str, methods: Sequence[str], series: Sequence[Series]) -> Chart | None:

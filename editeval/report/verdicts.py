@@ -13,6 +13,9 @@ from editeval.runner.table import format_number
 KEEPS = 0.9
 """A model keeps an ability if this share of what it had above chance is there."""
 
+DOZENS, THOUSANDS = 100, 1000
+"""Dozens of edits are at most, thousands at least so many."""
+
 MIN_METHODS = 3
 """What is said of methods is not decided by fewer of them."""
 
@@ -113,9 +116,9 @@ def label_of(one: Series) -> str:
     return f"{one.method} on {one.model}"
 
 
-def efficacy_at(one: Series, rung: int) -> str:
-    """Return the share of facts that are there at a rung, for a cell."""
-    return format_number(one.efficacy[rung].value) if rung in one.efficacy else "–"
+def efficacy_at(one: Series, rung: int | None) -> str:
+    """Return the share of facts that are there at a rung, and the rung, for a cell."""
+    return f"{format_number(one.efficacy[rung].value)} at {rung}" if rung is not None and rung in one.efficacy else "–"
 
 
 def or_dash(value: int | None) -> str:

@@ -240,7 +240,8 @@ def test_a_method_that_breaks_the_model_before_the_first_rung_has_a_vote(tmp_pat
     found = verdict(series, "F4.1a")
     assert found.outcome == Outcome.CONFIRMED
     assert {row[1]: row[5] for row in found.table[1:]} == {"alphaedit": "–", "rome": "3", "kn": "3", "memit": "3"}
-    assert "3 of 4 series are surely below" in verdict(series, "F4.1b").reason
+    scaled = verdict(series, "F4.1b")
+    assert (scaled.outcome, "All 3 series of the paper's methods" in scaled.reason) == (Outcome.REFUTED, True)
 
 
 def test_a_method_that_breaks_the_model_before_the_first_rung_under_one_order_is_open(tmp_path: Path) -> None:
@@ -465,17 +466,23 @@ def test_thousands_of_edits_say_nothing_of_dozens(tmp_path: Path) -> None:
 # -- muting ----------------------------------------------------------------------------------------------------------------
 
 
-def muted(root: Path, kept: Sequence[Share], *, rung: int = 10_000) -> Verdict:
-    """Return F-mute of methods that after so many edits still answer this share of what they knew, and write nothing to the rest."""
+def muted_series(root: Path, kept: Sequence[Share], *, rung: int = 10_000, n: int = 60) -> tuple[Series, ...]:
+    """Return methods that after so many edits still answer this share of what they knew, and write nothing to the rest."""
     runs = [
         PlantedRun(
             method=f"method{place}",
             rungs=(10, rung),
-            benchmarks=tuple(Planted(name=name, kept=share, base=0.95, chance=0, generated=True) for name in ("gsm8k", "triviaqa", "bbh")),
+            benchmarks=tuple(
+                Planted(name=name, kept=share, base=0.95, chance=0, generated=True, n=n) for name in ("gsm8k", "triviaqa", "bbh")
+            ),
         )
         for place, share in enumerate(kept)
     ]
-    return verdict(study(root, runs), "F-mute")
+    return study(root, runs)
+
+
+def muted(root: Path, kept: Sequence[Share], *, rung: int = 10_000, n: int = 60) -> Verdict:
+    return verdict(muted_series(root, kept, rung=rung, n=n), "F-mute")
 
 
 def test_models_that_write_nothing_after_ten_thousand_edits_confirm_that_they_are_mute(tmp_path: Path) -> None:
@@ -501,6 +508,37 @@ def test_fewer_edits_or_as_many_mute_models_as_others_leave_open_whether_they_ar
     even = muted(tmp_path / "even", [falls_at(100), keeps(1.0)] * 2)
     assert even.outcome == Outcome.UNDECIDED
     assert "2 for, 2 against, 0 open" in even.reason
+
+
+def test_a_few_texts_about_half_of_them_empty_leave_open_whether_models_are_mute(tmp_path: Path) -> None:
+    few = muted(tmp_path / "few", [keeps(0.2)] * 3, n=20)
+    assert all(float(row[4]) > 0.5 for row in few.table[1:])
+    assert (few.outcome, "1 for, 0 against, 2 open" in few.reason) == (Outcome.UNDECIDED, True)
+    low, high = map(float, few.table[1][5].split(" to "))
+    assert low < 0.5 < high
+
+
+def test_a_model_that_wrote_nothing_before_its_edits_is_not_muted_by_them(tmp_path: Path) -> None:
+    series = muted_series(tmp_path, [falls_at(100)] * 3)
+    assert verdict(series, "F-mute").outcome == Outcome.CONFIRMED
+    for one in series:
+        signs = one.runs[0].degenerate
+        for (rung, benchmark), found in list(signs.items()):
+            signs[rung, benchmark] = found if rung else signs[10_000, benchmark]
+    found = verdict(series, "F-mute")
+    assert (found.outcome, "3 open" in found.reason) == (Outcome.UNDECIDED, True)
+    assert found.table[1][6] == found.table[1][4]
+
+
+def test_orders_that_disagree_leave_open_whether_models_are_mute(tmp_path: Path) -> None:
+    series = muted_series(tmp_path, [falls_at(100)] * 3)
+    twice = [replace(one, runs=(one.runs[0], replace(one.runs[0], seed=1, degenerate=dict(one.runs[0].degenerate)))) for one in series]
+    assert "3 for" in verdict(tuple(twice), "F-mute").reason
+    for one in twice:
+        signs = one.runs[1].degenerate
+        for benchmark in ("gsm8k", "triviaqa", "bbh"):
+            signs[10_000, benchmark] = replace(signs[10_000, benchmark], broken_texts=0.6)
+    assert "3 open" in verdict(tuple(twice), "F-mute").reason
 
 
 # -- series ----------------------------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from statsmodels.stats.weightstats import DescrStatsW
 from editeval.report.intervals import Interval, wilson
 from editeval.report.statistics import (
     Estimate,
+    Moments,
     area_weights,
-    between_sd,
     combine,
     fieller,
     first_lost,
@@ -29,9 +29,8 @@ from editeval.report.statistics import (
     paired_bootstrap,
     paired_change,
     retained,
-    spearman,
-    variances_apart,
 )
+from editeval.report.statistics_across import between_sd, spearman, variances_apart
 
 REPEATS = 1500
 # Two-sided 99.9% range of a share that is truly 0.95 over REPEATS: a correct interval fails this once in a thousand seeds.
@@ -202,7 +201,7 @@ def test_a_model_at_chance_bounds_nothing() -> None:
 
 
 def test_fieller_reduces_to_the_normal_interval_when_the_denominator_is_known() -> None:
-    found = fieller(3.0, 2.0, 0.04, 0.0, 0.0, quantile=1.96)
+    found = fieller(Moments(numerator=3.0, denominator=2.0, var_top=0.04, var_bottom=0.0, covariance=0.0), quantile=1.96)
     assert (found.low, found.high) == pytest.approx((1.5 - 1.96 * 0.1, 1.5 + 1.96 * 0.1))
 
 

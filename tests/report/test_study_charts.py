@@ -10,6 +10,7 @@ import pytest
 
 from editeval.report.charts import Chart, Panel, chart_csv
 from editeval.report.drawing import scene
+from editeval.report.findings import findings
 from editeval.report.scene import Dots
 from editeval.report.series import series_of
 from editeval.report.study import read_study, studies
@@ -147,3 +148,37 @@ def test_none_right_of_twenty_is_no_certain_zero(tmp_path: Path) -> None:
     for value, low, high in ends:
         assert (value, low) == (0, 0)
         assert high == pytest.approx(0.161, abs=0.001)  # Wilson's for 0 of 20
+
+
+def test_a_published_setting_of_kn_is_named_and_keeps_its_vote(tmp_path: Path) -> None:
+    runs = [
+        PlantedRun(method="kn", settings={"steps": steps, "refine": refine}, benchmarks=(Planted(name="mmlu", kept=falls_at(5)),))
+        for steps, refine in ((1, False), (20, False), (1, True))
+    ]
+    known = studies()
+    series = series_of(read_study([write_run(tmp_path, run) for run in runs], known), known)
+    (chart,) = [chart for chart in charts(series, known) if chart.question == "artefacts"]
+    mean = next(panel for panel in chart.panels if isinstance(panel, Panel) and panel.title.startswith("mean ability"))
+    assert {curve.label for curve in mean.curves} == {"published code", "False, 20", "True, 1"}
+    assert "published code: kn (refine=False, steps=1), as it was run with steps 1, refine False." in chart.caption
+    assert "reproduces its fault" not in chart.caption
+    assert not any(one.reproduces_a_fault for one in series)
+    assert len(next(found for found in findings(series, known) if found.key == "F4.1a").table) == 4
+
+
+def test_published_settings_that_all_curves_have_tell_none_of_them_apart(tmp_path: Path) -> None:
+    shared = {"steps": 1, "refine": False}
+    planted = (Planted(name="mmlu", kept=falls_at(5)),)
+    runs = [PlantedRun(method="kn", settings={**shared, "add": value}, benchmarks=planted) for value in (1, 8)]
+    runs.append(PlantedRun(method="kn", settings={"steps": 20, "refine": False, "add": 1}, benchmarks=planted))
+    known = studies()
+
+    def labels(mine: list[PlantedRun]) -> set[str]:
+        found = charts(series_of(read_study([tmp_path / run.name for run in mine], known), known), known)
+        (chart,) = [chart for chart in found if chart.question == "artefacts"]
+        return {curve.label for panel in chart.panels if isinstance(panel, Panel) for curve in panel.curves}
+
+    for run in runs:
+        write_run(tmp_path, run)
+    assert labels(runs[:2]) == {"1", "8"}
+    assert labels(runs) == {"published code, 1", "published code, 8", "1, 20"}
