@@ -2,39 +2,38 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
-from editeval.report.charts import CellMap, Chart, Curve, Panel, Point, finite, name_of
+from editeval.report.charts import CellMap, Chart, Curve, Panel, name_of
 from editeval.report.findings import sign_by_run
 from editeval.report.findings_safety import safety_counts
-from editeval.report.intervals import Interval
-from editeval.report.published import SOURCE, PublishedRow, published_curve
+from editeval.report.published import SOURCE
 from editeval.report.series import Series
 from editeval.report.study import Studies, monitored
-from editeval.report.study_curves import (
-    curve_of,
-    doubts_of,
-    drawn,
-    monitor_curve,
-    published_points,
-    score_curve,
-    scores_of,
-    seed_curve,
-    whole,
+from editeval.report.study_curves import curve_of, drawn, monitor_curve, score_curve, scores_of, whole
+from editeval.report.study_panels import (
+    RETAINED,
+    benchmark_by_size,
+    canary_panel,
+    key_of,
+    mean_panel,
+    norm_panel,
+    of_edits,
+    quality_panels,
+    score_panel,
+    short_name,
+    size_panel,
+    update_norm,
 )
 from editeval.runner.table import Column
 
-MAX_MONITOR_POINTS = 40
 BANDS = "Bands: 95% intervals, over items and, where a series has several seeds, over orders of edits; hollow: no bounds."
 PUBLISHED_CODE = "published code"  # the name of a curve of settings that reproduce a fault of one, or that one was run with
 PUBLISHED = f"Dotted with rings: {SOURCE}, not ours."
-RETAINED = "share of ability kept"
-OfEdit = Callable[[Mapping[str, Any]], float | None]  # a number of a row of the edit log
 
 
 def charts(series: Sequence[Series], known: Studies) -> tuple[Chart, ...]:
@@ -62,8 +61,8 @@ def charts(series: Sequence[Series], known: Studies) -> tuple[Chart, ...]:
 
 def _edits_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int]) -> Chart | None:
     """RQ1, figure 2 of the paper: each benchmark against the number of edits, a curve a method."""
-    panels = [*_quality_panels(mine, colours), _mean_panel(mine, colours)]
-    panels += [_score_panel(column, mine, colours) for column in _columns(one.ability for one in mine)]
+    panels = [*quality_panels(mine, colours), mean_panel(mine, colours)]
+    panels += [score_panel(column, mine, colours) for column in _columns(one.ability for one in mine)]
     return _chart("rq1", model, f"{model}: number of edits", panels, f"{BANDS} Dotted line: chance. {PUBLISHED}")
 
 
@@ -73,8 +72,8 @@ def _siblings_chart(pair: Mapping[str, str], series: Sequence[Series], colours: 
     if {one.model for one in both} != {pair["base"], pair["tuned"]}:
         return None
     dashed = {pair["tuned"]}
-    panels = [*_quality_panels(both, colours, dashed=dashed), _mean_panel(both, colours, dashed=dashed)]
-    panels += [_score_panel(column, both, colours, dashed=dashed) for column in _columns(one.ability for one in both)]
+    panels = [*quality_panels(both, colours, dashed=dashed), mean_panel(both, colours, dashed=dashed)]
+    panels += [score_panel(column, both, colours, dashed=dashed) for column in _columns(one.ability for one in both)]
     title = f"{pair['family']}: base (solid) and instruction-tuned (dashed)"
     return _chart("rq2", pair["family"], title, panels, f"{BANDS} {PUBLISHED} Longer dashes: of the instruction-tuned model.")
 
@@ -86,31 +85,12 @@ def _scale_chart(family: str, sizes: Mapping[str, float], series: Sequence[Serie
         return None
     panels = []
     for rung in sorted({rung for one in mine for rung in (*one.mean, *one.efficacy)} - {0}):
-        kept = {_key(one): one.mean[rung] for one in mine if rung in one.mean}
-        there = {_key(one): one.efficacy[rung] for one in mine if rung in one.efficacy}
-        panels.append(_size_panel(f"efficacy after {rung}", "facts there", mine, there, sizes, colours, quality=True))
-        panels.append(_size_panel(f"mean ability after {rung}", RETAINED, mine, kept, sizes, colours))
-        panels += [_benchmark_by_size(column, rung, mine, sizes, colours) for column in _columns(one.ability for one in mine)]
+        kept = {key_of(one): one.mean[rung] for one in mine if rung in one.mean}
+        there = {key_of(one): one.efficacy[rung] for one in mine if rung in one.efficacy}
+        panels.append(size_panel(f"efficacy after {rung}", "facts there", mine, there, sizes, colours, quality=True))
+        panels.append(size_panel(f"mean ability after {rung}", RETAINED, mine, kept, sizes, colours))
+        panels += [benchmark_by_size(column, rung, mine, sizes, colours) for column in _columns(one.ability for one in mine)]
     return _chart("rq3", family, f"{family}: size of the model", panels, f"{BANDS} Dotted line: chance. {PUBLISHED}")
-
-
-def _benchmark_by_size(column: Column, rung: int, mine: Sequence[Series], sizes: Mapping[str, float], colours: Mapping[str, int]) -> Panel:
-    """Return one benchmark after a number of edits against the size, with what is published of the same cells."""
-    asked = [one for one in mine if column in one.columns and rung in one.rungs]
-    panel = _size_panel(
-        f"{_short(column)} ({column.protocol}) after {rung}",
-        column.metric.replace("_", " "),
-        asked,
-        {_key(one): scores_of(one, column)[rung] for one in asked},
-        sizes,
-        colours,
-    )
-    rows = {_key(one): row for one in asked for row in _published(one, column) if row.num_edits == rung}
-    printed = _size_panel(
-        "", "", asked, {key: Interval(value=row.value, low=row.value, high=row.value) for key, row in rows.items()}, sizes, colours
-    )
-    curves = (*panel.curves, *(replace(curve, published=True) for curve in printed.curves))
-    return replace(panel, curves=curves, levels=_chances(asked, column), notes=doubts_of(rows.values()))
 
 
 def _aspects_chart(model: str, mine: Sequence[Series], known: Studies) -> Chart | None:
@@ -123,7 +103,7 @@ def _aspects_chart(model: str, mine: Sequence[Series], known: Studies) -> Chart 
         for column in one.ability:
             if one.can_show_damage(column):
                 points = {rung: found.interval for rung in one.rungs if (found := one.retained(rung, column)) is not None}
-                curves.append(curve_of(one, {0: whole(), **points}, f"{_short(column)} · {known.aspect(column)}", colours[column.name]))
+                curves.append(curve_of(one, {0: whole(), **points}, f"{short_name(column)} · {known.aspect(column)}", colours[column.name]))
         if len(curves) > 1:
             panels.append(Panel(title=f"{one.method}, {one.dataset}", unit=RETAINED, curves=drawn(curves), levels=(("", 0.9),)))
     caption = f"{BANDS} Benchmarks on which the unedited model is at chance cannot show damage and are left out. Dashed: efficacy."
@@ -135,8 +115,8 @@ def _safety_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int]
     columns = _columns(one.safety for one in mine)
     if not columns:
         return None
-    panels = [*_quality_panels(mine, colours), _mean_panel(mine, colours)]
-    panels += [_only_counted(_score_panel(column, mine, colours), mine) for column in columns]
+    panels = [*quality_panels(mine, colours), mean_panel(mine, colours)]
+    panels += [_only_counted(score_panel(column, mine, colours), mine) for column in columns]
     caption = (
         f"{BANDS} In the panels of safety hollow points do not count: edits or 90% of mean ability are not surely there, or much of what "
         f"it writes is empty, and a broken model gives one answer to everything. {PUBLISHED}"
@@ -146,7 +126,7 @@ def _safety_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int]
 
 def _only_counted(panel: Panel, mine: Sequence[Series]) -> Panel:
     """Mark the points of a panel of safety that the verdict does not count."""
-    counted = {_key(one): {0, *(rung for rung in one.rungs if safety_counts(one, rung))} for one in mine}
+    counted = {key_of(one): {0, *(rung for rung in one.rungs if safety_counts(one, rung))} for one in mine}
 
     def marked(curve: Curve) -> Curve:
         rungs = counted[curve.model, curve.method, curve.dataset]
@@ -201,9 +181,9 @@ def _comparison_chart(model: str, methods: Sequence[str], series: Sequence[Serie
 def _update_panels(mine: Sequence[Series]) -> list[Panel]:
     """Return edit quality, mean ability, and how large the updates and the edited weights are."""
     apart = {name: place for place, name in enumerate(dict.fromkeys(one.method for one in mine))}
-    updates = [monitor_curve(one, _of_edits(one, _update_norm), apart[one.method], log=True) for one in mine]
+    updates = [monitor_curve(one, of_edits(one, update_norm), apart[one.method], log=True) for one in mine]
     size = Panel(title="size of an edit's update", unit="norm", curves=drawn(updates), share=False, log=True)
-    return [*_quality_panels(mine, apart), _mean_panel(mine, apart), _norm_panel(mine, apart), size]
+    return [*quality_panels(mine, apart), mean_panel(mine, apart), norm_panel(mine, apart), size]
 
 
 def _forms_chart(model: str, benchmarks: Sequence[str], series: Sequence[Series]) -> Chart | None:
@@ -257,12 +237,12 @@ def _retention_map(one: Series) -> CellMap | None:
 
 def _monitor_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int]) -> Chart | None:
     """Weight norms, perplexities and degenerate output: what warns before a benchmark does."""
-    panels = list(_quality_panels(mine, colours)[:1])
-    panels += [_norm_panel(mine, colours), _canary_panel(mine, colours)]
+    panels = list(quality_panels(mine, colours)[:1])
+    panels += [norm_panel(mine, colours), canary_panel(mine, colours)]
     for column in dict.fromkeys(column for one in mine for column in monitored(one.runs[0])):
         logarithmic = column.metric == "perplexity"
         curves = [score_curve(one, column, colours[one.method], log=logarithmic) for one in mine]
-        title = " ".join(dict.fromkeys(f"{_short(column)} {column.metric.replace('_', ' ')}".split()))
+        title = " ".join(dict.fromkeys(f"{short_name(column)} {column.metric.replace('_', ' ')}".split()))
         panels.append(Panel(title=title, unit="lower is better", curves=drawn(curves), share=False, log=logarithmic))
     broken = [monitor_curve(one, sign_by_run(one, lambda signs: signs.broken_texts), colours[one.method]) for one in mine]
     panels.append(Panel(title="degenerate texts", unit="empty or repeating", curves=drawn(broken)))
@@ -275,114 +255,6 @@ def _monitor_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int
     return _chart("monitors", model, f"{model}: early warnings", panels, caption)
 
 
-def _norm_panel(mine: Sequence[Series], colours: Mapping[str, int]) -> Panel:
-    return _ratio_panel("norm of edited weights", lambda edit: edit.get("weight_norm_ratio"), mine, colours)
-
-
-def _canary_panel(mine: Sequence[Series], colours: Mapping[str, int]) -> Panel:
-    return _ratio_panel("canary: perplexity of plain sentences", lambda edit: edit.get("canary_ratio"), mine, colours)
-
-
-def _ratio_panel(
-    title: str, read: Callable[[Mapping[str, Any]], float | None], mine: Sequence[Series], colours: Mapping[str, int]
-) -> Panel:
-    """Return a panel of what the edit log has as a multiple of the unedited model's."""
-    curves = [monitor_curve(one, {0: (1.0,), **ratios}, colours[one.method], log=True) for one in mine if (ratios := _of_edits(one, read))]
-    return Panel(title=title, unit="times unedited", curves=drawn(curves), share=False, log=True)
-
-
-def _update_norm(edit: Mapping[str, Any]) -> float | None:
-    norm: float | None = edit.get("diagnostics", {}).get("update_norm")
-    return norm
-
-
-def _of_edits(one: Series, read: OfEdit) -> dict[int, tuple[float, ...]]:
-    """Return a number of the edit log of every run, at edits that all of them have and no more than can be seen."""
-    logs = [{int(edit["num_edits"]): value for edit in run.edits if (value := read(edit)) is not None} for run in one.runs]
-    shared = sorted(set.intersection(*map(set, logs)))
-    step = max(1, len(shared) // MAX_MONITOR_POINTS)
-    return {place: tuple(log[place] for log in logs) for place in dict.fromkeys((*shared[::step], *shared[-1:]))}
-
-
-# -- panels ----------------------------------------------------------------------------------------------------------------
-
-
-def _quality_panels(mine: Sequence[Series], colours: Mapping[str, int], *, dashed: Iterable[str] = ()) -> list[Panel]:
-    """Return efficacy and locality: whether the edits are there, and what they disturb."""
-    panels = []
-    for metric, unit in (("efficacy", "facts there"), ("locality", "answers unchanged")):
-        curves: list[Curve] = []
-        for one in mine:
-            curves.append(curve_of(one, one.quality(metric), one.method, colours[one.method], dashed=one.model in set(dashed)))
-            for run in one.runs:
-                column = run.edit_column(metric)
-                if column is not None:
-                    curves.append(seed_curve(one, run, column, colours, dashed))
-        panels.append(Panel(title=f"{metric}, all edits so far", unit=unit, curves=drawn(curves), quality=True))
-    return [panel for panel in panels if panel.curves]
-
-
-def _mean_panel(mine: Sequence[Series], colours: Mapping[str, int], *, dashed: Iterable[str] = ()) -> Panel:
-    curves = [
-        curve_of(one, {0: whole(), **one.mean}, one.method, colours[one.method], dashed=one.model in set(dashed))
-        for one in mine
-        if one.mean
-    ]
-    protocols = ", ".join(dict.fromkeys(one.protocol for one in mine if one.protocol))
-    return Panel(title=f"mean ability kept ({protocols})", unit=RETAINED, curves=drawn(curves), levels=(("", 0.9), ("", 0.5)))
-
-
-def _score_panel(column: Column, mine: Sequence[Series], colours: Mapping[str, int], *, dashed: Iterable[str] = ()) -> Panel:
-    curves: list[Curve] = []
-    doubts: tuple[str, ...] = ()
-    for one in mine:
-        if column not in one.columns:
-            continue
-        curves.append(curve_of(one, scores_of(one, column), one.method, colours[one.method], dashed=one.model in set(dashed)))
-        curves += [seed_curve(one, run, column, colours, dashed) for run in one.runs]
-        rows = _published(one, column)
-        curves.append(published_points(one, rows, colours[one.method], dashed=one.model in set(dashed)))
-        doubts += doubts_of(rows)
-    asked = [one for one in mine if column in one.columns]
-    at_chance = not any(one.can_show_damage(column) for one in asked)
-    title = f"{_short(column)} ({column.protocol})" + (" *" if at_chance else "")
-    note = ["* the unedited model is not above chance, so this panel cannot show damage"] if at_chance else []
-    unit = column.metric.replace("_", " ")
-    return Panel(title=title, unit=unit, curves=drawn(curves), levels=_chances(asked, column), notes=(*note, *doubts))
-
-
-def _published(one: Series, column: Column) -> tuple[PublishedRow, ...]:
-    """Return the printed rows of a series as far as it was measured."""
-    rows = published_curve(one.model, one.runs[0].method, one.runs[0].dataset, column)
-    return tuple(row for row in rows if row.num_edits <= max(one.rungs, default=0))
-
-
-def _chances(mine: Iterable[Series], column: Column) -> tuple[tuple[str, float], ...]:
-    """Return the lines of guessing on a benchmark."""
-    found = dict.fromkeys(chance for one in mine if (chance := one.runs[0].table.chance(column)) is not None)
-    return tuple(("chance", chance) for chance in found)
-
-
-def _size_panel(
-    title: str,
-    unit: str,
-    mine: Sequence[Series],
-    values: Mapping[tuple[str, str, str], Interval],
-    sizes: Mapping[str, float],
-    colours: Mapping[str, int],
-    *,
-    quality: bool = False,
-) -> Panel:
-    curves = []
-    for method, dataset in dict.fromkeys((one.method, one.dataset) for one in mine):
-        found = [
-            (sizes[one.model], values[_key(one)]) for one in mine if (one.method, one.dataset) == (method, dataset) and _key(one) in values
-        ]
-        points = finite([Point(size, value.value, value.low, value.high) for size, value in sorted(found, key=lambda pair: pair[0])])
-        curves.append(Curve(label=method, model="", method=method, dataset=dataset, points=points, colour=colours[method]))
-    return Panel(title=title, unit=unit, curves=drawn(curves), axis="size", quality=quality)
-
-
 def _columns(found: Iterable[Sequence[Column]]) -> list[Column]:
     return list(dict.fromkeys(column for columns in found for column in columns))
 
@@ -392,14 +264,3 @@ def _chart(question: str, subject: str, title: str, panels: Sequence[Panel | Cel
     notes = " ".join(dict.fromkeys(note for panel in kept if isinstance(panel, Panel) for note in panel.notes))
     told = f"{caption} {notes}".strip()
     return Chart(name=name_of(question, subject), question=question, title=title, panels=kept, caption=told) if kept else None
-
-
-def _key(one: Series) -> tuple[str, str, str]:
-    return one.model, one.method, one.dataset
-
-
-def _short(column: Column) -> str:
-    """Return benchmark and task, no word twice and none that the protocol says anyway."""
-    words = re.split(r"[\s_-]+", f"{column.benchmark} {column.task}")
-    said = set(re.split(r"[\s_-]+", column.protocol))
-    return " ".join(word for word in dict.fromkeys(words) if word not in said) or column.benchmark
