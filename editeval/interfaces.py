@@ -207,6 +207,10 @@ class FollowsMethod:
         """Return what the method that it follows must compute first."""
         return self.of.missing_statistics(model, fingerprint, cache) if isinstance(self.of, UsesStatistics) else ()
 
+    def fetch(self, folder: Path) -> tuple[Path, ...]:
+        """Fetch what the method that it follows reads; see `Fetches`."""
+        return self.of.fetch(folder) if isinstance(self.of, Fetches) else ()
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationContext:

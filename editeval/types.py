@@ -27,6 +27,10 @@ class DatasetError(EditevalError):
     """A file or a row of a data set is wrong; the message names file, row and reason."""
 
 
+class HubError(DatasetError):
+    """The hub does not give what a run reads: it may from a machine that has network."""
+
+
 class EditError(EditevalError):
     """An edit failed; `request_ids` are the facts it was about."""
 

@@ -49,14 +49,14 @@ def test_a_fact_whose_prompt_is_longer_than_the_model_is_named(compose_config: C
         run(compose_config(*TINY, *facts))
 
 
-@pytest.mark.parametrize("method", ["mend", "serac"])
+@pytest.mark.parametrize("method", ["mend", "rledit", "serac"])
 def test_prepare_only_trains_once_what_a_method_learns_and_makes_no_run(compose_config: Compose, tmp_path: Path, method: str) -> None:
     quick = ("method.max_steps=2", "method.validate_every=2", "callback=silent", f"method={method}", "prepare_only=true")
     folders = (f"paths.runs={tmp_path / 'runs'}", f"paths.cache={tmp_path / 'cache'}")
     config = compose_config("debug=tiny", "model=tiny-gpt2", *quick, *folders)
     prepare(config)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob(f"{method}*/*")}
-    assert len(written) == {"mend": 1, "serac": 2}[method]
+    assert len(written) == {"mend": 1, "rledit": 1, "serac": 2}[method]
     prepare(config)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob(f"{method}*/*")} == written
     assert not (tmp_path / "runs").exists()

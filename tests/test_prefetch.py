@@ -44,6 +44,13 @@ ROWS = {
         ]
     },
     ("Salesforce/wikitext", "wikitext-103-raw-v1"): {"train": [{"text": "The city is old. It lies at a river."}, {"text": ""}]},
+    ("coastalcph/pararel_patterns", None): {
+        "train": [
+            {"relation": "P17.jsonl", "template": template, "sub_label": f"City{number}"}
+            for number in range(3)
+            for template in ("[X] is in [Y].", "[X] is located in [Y].")
+        ]
+    },
     ("baber/piqa", None): {
         split: [{"goal": f"Go {n}", "sol1": "Walk.", "sol2": "Fly.", "label": n % 2} for n in range(4)] for split in ("train", "validation")
     },
@@ -193,6 +200,25 @@ def test_what_a_method_learns_from_and_the_models_that_it_names_come_along(
     made = build(config(*rows, *method, *found.overrides).method, "method", EditMethod)
     made.check(TinyModel(name="tiny", architecture="llama", cache_dir=tmp_path).describe())
     assert load_encoder(str(copied), Cache(tmp_path)).width == 16
+
+
+@pytest.mark.parametrize("method", [("method=kn", "method.pararel=hub"), ("method=rect", "method@of=kn", "of.pararel=hub")])
+def test_patterns_of_the_hub_come_along_and_are_the_same_method_offline(
+    config: Callable[..., DictConfig], hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: tuple[str, ...]
+) -> None:
+    online = build(config("dataset=facts", *method).method, "method", EditMethod)
+    found = prefetch(config("dataset=facts", *method), tmp_path)
+    assert "method" in found.fetched
+    assert (tmp_path / "pararel" / "templates" / "train.jsonl").read_text().splitlines() == [
+        '{"relation": "P17", "pattern": "[X] is in [Y]."}',
+        '{"relation": "P17", "pattern": "[X] is located in [Y]."}',
+    ]
+    expected = online.settings()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("the hub was asked"))
+    offline = build(config("dataset=facts", *method, *found.overrides).method, "method", EditMethod)
+    assert offline.settings() == expected
+    without = build(config("dataset=facts", *method[:-1]).method, "method", EditMethod)
+    assert without.settings() != expected
 
 
 def test_a_copy_of_the_built_in_encoder_is_the_built_in_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

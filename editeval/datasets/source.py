@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from editeval.datasets.rows import ON_BAD_ROW, LoadedRows, Row, RowError, RowNote, load_requests, read_rows
 from editeval.files import write_jsonl
-from editeval.types import ConfigError, DatasetError, EditRequest
+from editeval.types import ConfigError, DatasetError, EditRequest, HubError
 
 SUFFIXES = (".jsonl", ".json")
 HUB_FIELDS = ("id", "file", "revision")
@@ -150,7 +150,7 @@ class RowDataset(ABC):
         try:
             return _fetched(repository=str(copy["id"]), file=copy.get("file"), revision=copy.get("revision"), split=self.split)
         except (OSError, ValueError) as error:
-            raise DatasetError(
+            raise HubError(
                 f"dataset {self.name}: cannot get {self._place()}: {type(error).__name__}: {error}; "
                 f"without a network set paths.data=DIR (reads {expected}) or dataset.file=FILE"
             ) from error

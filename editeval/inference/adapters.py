@@ -90,6 +90,11 @@ class PassAdapter(Protocol):
         """What `query_position` and `shareable` depend on beside their arguments: while it is the same, packed rows may be used again."""
         ...
 
+    @property
+    def acts_in_texts(self) -> bool:
+        """Whether it acts in a text that is scored as a whole, each window of which is then a prompt without an answer."""
+        ...
+
     def query_position(self, *, prompt_tokens: int, tokens: int) -> int:
         """Return where in a sequence of `tokens` tokens, the first `prompt_tokens` of them the prompt, it looks."""
         ...
@@ -146,6 +151,41 @@ class RequestAdapter(Adapter, Protocol):
     def routes(self, contexts: Sequence[str]) -> Sequence[Route | None]:
         """Return each request's route; None leaves it as it is. A route depends on its own request alone."""
         ...
+
+
+@dataclass(frozen=True)
+class WithoutAnswer:
+    """An adapter in windows of text (a `PassAdapter`): all tokens of each are the prompt."""
+
+    adapter: PassAdapter
+
+    @property
+    def every_step(self) -> bool:
+        """As of the adapter."""
+        return self.adapter.every_step
+
+    @property
+    def sharing(self) -> Hashable:
+        """As of the adapter."""
+        return self.adapter.sharing
+
+    @property
+    def acts_in_texts(self) -> bool:
+        """As of the adapter."""
+        return self.adapter.acts_in_texts
+
+    def query_position(self, *, prompt_tokens: int, tokens: int) -> int:
+        """Return where the adapter looks in a prompt of all these tokens."""
+        del prompt_tokens
+        return self.adapter.query_position(prompt_tokens=tokens, tokens=tokens)
+
+    def shareable(self, first: int, second: int, shared: int) -> int:
+        """Return what may be shared under the adapter."""
+        return self.adapter.shareable(first, second, shared)
+
+    def active(self, module: PreTrainedModel, prompts: Sequence[PromptPath]) -> AbstractContextManager[None]:
+        """Return the adapter's context."""
+        return self.adapter.active(module, prompts)
 
 
 def share_limit(adapter: PassAdapter, queries: Sequence[int]) -> ShareLimit:

@@ -85,6 +85,11 @@ class CodebookAdapter:
         return self._stale
 
     @property
+    def acts_in_texts(self) -> bool:
+        """A text has no prompt that ends, so there is no query, and its scores say nothing of the codebook."""
+        return False
+
+    @property
     def sharing(self) -> Hashable:
         """The settings, and where the stale query stands."""
         return (self._replace, self._last_position) if self._stale else self._replace

@@ -9,6 +9,8 @@ With a_t the inputs of the site at a prompt's T tokens and D_m = W'_m - W what m
 and the prompt is in the scope of the memories whose activation exceeds `threshold` times the smallest of their edits'. Among these the one
 with the largest activation acts, on every token of the prompt and of its answer; else the model is what it was, bit for bit.
 
+A text that is scored as a whole is, window by window, a prompt without an answer.
+
 A memory takes `shard_edits` edits, all within one random mask; `merge_shards` full ones become one memory by `ties`.
 
 Shapes: M memories, T tokens, d_in and d_out the site's widths.
@@ -81,6 +83,11 @@ class SideMemoryAdapter:
     @property
     def every_step(self) -> bool:
         """New tokens of an answer go where its prompt went."""
+        return True
+
+    @property
+    def acts_in_texts(self) -> bool:
+        """All tokens of a window decide, as those of a prompt do."""
         return True
 
     @property

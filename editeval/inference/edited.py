@@ -227,14 +227,16 @@ class EditedModel:
 
         The first token follows a prefix token; each later window sees the token before it; the last is filled up with context. As in
         lm-eval, a beginning-of-sequence token that the tokenizer adds is scored too; `special_tokens=False` leaves it out.
+
+        A text has no prompt that ends. What is looked up at a prompt's end leaves it as it is; what is routed by all of a prompt's tokens
+        is routed by those of each window (see `PassAdapter.acts_in_texts`).
         """
         self._check_mode()
 
         def ask(
             model: EditedModel, numbers: Sequence[int], prefixes: Sequence[str], adapter: PassAdapter | None
         ) -> list[ContinuationScore]:
-            del adapter  # a text of its own has no prompt that ends, so hidden states are left as they are
-            return model._engine.score_text([texts[number] for number in numbers], prefixes, special_tokens)
+            return model._engine.score_text([texts[number] for number in numbers], prefixes, special_tokens, adapter)
 
         return self._answers(("text", tuple(texts), special_tokens), texts, ask, behind=None)
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import torch
 
-from editeval.inference.adapters import PassAdapter
+from editeval.inference.adapters import PassAdapter, WithoutAnswer
 from editeval.inference.encoding import EncodePairs, TokenPair, encode_texts, fit, prefix_token, windows
 from editeval.inference.endings import EarlyStops, GenerationLimits
 from editeval.inference.generation import generate_greedy
@@ -61,7 +61,9 @@ class Engine:
 
         return self._score_pairs((encode, tuple(contexts), tuple(continuations), special_tokens), pairs, adapter)
 
-    def score_text(self, texts: Sequence[str], prefixes: Sequence[str], special_tokens: bool | None) -> list[ContinuationScore]:
+    def score_text(
+        self, texts: Sequence[str], prefixes: Sequence[str], special_tokens: bool | None, adapter: PassAdapter | None
+    ) -> list[ContinuationScore]:
         """Score texts behind prefixes (mostly none)."""
         max_length = self._lm.description.max_positions
         bare = (prefix_token(self._lm.tokenizer),)
@@ -70,7 +72,8 @@ class Engine:
             for text_ids, prefix_ids in zip(self._tokens(texts, special_tokens), self._tokens(prefixes, special_tokens), strict=True)
         ]
         every_pair = [pair for pairs in pairs_of_text for pair in pairs]
-        scores = iter(self._score_pairs(("text", tuple(texts), tuple(prefixes), special_tokens), lambda: every_pair, None))
+        acting = WithoutAnswer(adapter) if adapter is not None and adapter.acts_in_texts else None
+        scores = iter(self._score_pairs(("text", tuple(texts), tuple(prefixes), special_tokens), lambda: every_pair, acting))
         return [_joined([next(scores) for _ in pairs]) for pairs in pairs_of_text]
 
     def _score_pairs(

@@ -76,6 +76,11 @@ class Recorder:
         self._seen: list[Tensor] = []
 
     @property
+    def acts_in_texts(self) -> bool:
+        """As of the adapter."""
+        return self._adapter.acts_in_texts
+
+    @property
     def sharing(self) -> Hashable:
         """As of the adapter."""
         return self._adapter.sharing

@@ -4,6 +4,8 @@ The rule: a request is about the facts whose prompts are nearest to it in meanin
 least the threshold. A request may be long (examples before a question) or begin with other matter, so it is looked at in two ways, whole
 and its last sentence alone, and the better one counts.
 
+What is looked up is kept in step with the facts, so that beside one matrix product neither a request nor an edit grows with their number.
+
 Shapes: N facts, Q requests, D the encoder's width.
 """
 
@@ -60,8 +62,7 @@ class MemoryAdapter(ABC):
         self.encoder = encoder
         self.similarity = similarity
         self._count = count
-        self._facts: list[Fact] = []
-        self._keys: Tensor | None = None
+        self.clear()
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -75,21 +76,26 @@ class MemoryAdapter(ABC):
 
     def check(self, deltas: Sequence[AdapterDelta]) -> None:
         """Raise what `add` would raise, and change nothing."""
-        self._grown(deltas)
+        self._new(deltas)
 
     def add(self, deltas: Sequence[AdapterDelta]) -> None:
         """Take in the facts of the deltas; see `Adapter.add`."""
-        self._facts = self._grown(deltas)
-        self._keys = None
+        for fact in self._new(deltas):
+            self._facts.append(fact)
+            self._hash.update(_digest(fact))
+            self._make_current(fact)
 
     def clear(self) -> None:
         """Forget every fact."""
-        self._facts = []
-        self._keys = None
+        self._facts: list[Fact] = []
+        self._hash = hashlib.sha256()
+        self._current: list[Fact] = []  # the last fact of each prompt, in the order in which the prompts came
+        self._rows: dict[str, int] = {}  # of the prompts there
+        self._room = torch.empty(0, self.encoder.width, dtype=torch.float64)  # their embeddings, and rows for more
 
     def digest(self) -> str:
-        """Return the sha256 over every fact, in order."""
-        return hashlib.sha256(b"".join(_digest(fact) for fact in self._facts)).hexdigest()
+        """Return the sha256 over every fact's own, in order."""
+        return self._hash.hexdigest()
 
     def snapshot(self) -> tuple[MemoryDelta, ...]:
         """Return one delta with every fact."""
@@ -106,24 +112,31 @@ class MemoryAdapter(ABC):
 
     def nearest(self, requests: Sequence[str], *, count: int) -> list[tuple[Hit, ...]]:
         """Return the `count` facts nearest to each request, the nearest first; one matrix product for all requests."""
-        current = list({fact.prompt: fact for fact in self._facts}.values())
-        if not current:
+        if self.is_empty or not requests:
             return [()] * len(requests)
-        if self._keys is None:
-            self._keys = torch.stack([fact.embedding for fact in current]).double()
-        views = [(request, last_sentence(request)) for request in requests]
+        current, keys_ND = self._current, self._room[: len(self._current)]
+        views = [*requests, *(last_sentence(request) for request in requests)]
         # In float64 the product of a row does not notice its neighbours in any digit that a decision could hang on.
-        both_2QN = [self.encoder.encode(texts).double() @ self._keys.T for texts in zip(*views, strict=True)]
-        best_QN = torch.maximum(*both_2QN)
+        whole_QN, last_QN = (self.encoder.encode(views).double() @ keys_ND.T).chunk(2)
+        best_QN = torch.maximum(whole_QN, last_QN)
         found = best_QN.topk(min(count, len(current)), dim=1)
         return [
             tuple(Hit(fact=current[number], similarity=value) for value, number in zip(values, numbers, strict=True))
             for values, numbers in zip(found.values.tolist(), found.indices.tolist(), strict=True)
         ]
 
-    def _grown(self, deltas: Sequence[AdapterDelta]) -> list[Fact]:
-        """Return the facts after the deltas, checked; nothing is changed."""
-        facts = list(self._facts)
+    def _make_current(self, fact: Fact) -> None:
+        """Put a fact where requests are compared, in place of an earlier one with its prompt."""
+        row = self._rows.setdefault(fact.prompt, len(self._current))
+        self._current[row : row + 1] = [fact]
+        with torch.inference_mode(mode=False), torch.no_grad():
+            if row == len(self._room):  # twice the rows, so that copying them costs each fact the same, whatever their number
+                self._room = torch.cat([self._room, torch.empty(max(1, row), self.encoder.width, dtype=torch.float64)])
+            self._room[row] = fact.embedding
+
+    def _new(self, deltas: Sequence[AdapterDelta]) -> list[Fact]:
+        """Return the facts of the deltas, checked; nothing is changed."""
+        facts: list[Fact] = []
         for delta in deltas:
             if not isinstance(delta, MemoryDelta):
                 raise EditError(f"a {type(delta).__name__} is no fact of a memory; replay it with the method that made it")
@@ -134,8 +147,7 @@ class MemoryAdapter(ABC):
                     "choose the encoder that the edit was made with (method.encoder)"
                 )
             facts += _facts(delta)
-        now = {fact.prompt: fact.target for fact in self._facts}
-        if not any(now.get(fact.prompt) != fact.target for fact in facts[len(self._facts) :]):
+        if all(fact.prompt in self._rows and self._current[self._rows[fact.prompt]].target == fact.target for fact in facts):
             raise EditError("the memory holds every fact of this edit already; an edit must change the model")
         return facts
 

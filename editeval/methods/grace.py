@@ -13,6 +13,9 @@ token. An edit with label y finds the nearest key, at distance d (algorithm 1):
   entry itself is written anew: the published rule would leave two empty balls, and the fact could never be changed.
 
 The value is what makes the model say the target: Adam on its cross-entropy, from a random or the present output of the site.
+
+Where no prompt ends there is no query: a text that is scored as a whole (perplexity, wikitext) is that of the unedited model, whatever the
+codebook holds and wherever `key_position` takes the query, so such a score says nothing of GRACE.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ context prefixes; each x_e counts in the means of the loss. The threshold of the
 
 How prompts find their memory, and how full memories are merged, is in `editeval.inference.adapters_side_memory`. It differs from the
 published code in what would make an answer depend on its neighbours: every prompt is routed by its own tokens, and its answer goes with it.
+A text that is scored as a whole (perplexity, wikitext) has no answer: each window of it is a prompt, routed by all of its tokens, as that
+code routes whatever it is given.
 Where that code departs from the paper, this follows the paper: an activation is |(W' - W) a|, there |f(W' a) - f(W a)| with the MLP's
 nonlinearity f (for a random difference about half as large, so that the published margins are stricter there); a prompt of more than 100
 tokens is judged by the mean of its tokens, there by the largest of them; a full memory acts where its own threshold is passed, there where
@@ -49,6 +51,7 @@ from editeval.types import ConfigError, EditError, EditevalError, EditRequest, F
 
 PUBLISHED_DEPTH = 27 / 32  # layer 27 of Llama-2-7B's 32
 STEP_COPIES = 6  # float32 copies of the matrix in a step: the difference, its gradient twice, masked, moved, clamped
+ANSWERS_VERSION = 2  # raised when the same memories answer otherwise than before; since 2 they act in whole texts
 STEADY = 1e-4  # change of the loss from one step to the next below which it may end, as in the published code
 
 
@@ -104,12 +107,12 @@ class WISE:
         return SideMemoryRules(**{name: getattr(self, name) for name in SideMemoryRules.__dataclass_fields__})
 
     def settings(self) -> Mapping[str, Any]:
-        """Return everything that an edit depends on beside model and requests."""
+        """Return everything that edits and answers depend on beside model and requests."""
         left_out = ("name", "irrelevant", "context_prefixes", "prefix_lengths", "prefix_seed")
         fields = {name: getattr(self, name) for name in type(self).__dataclass_fields__ if name not in left_out}
         generated = {"lengths": [list(pair) for pair in self.prefix_lengths], "seed": self.prefix_seed}
         prefixes = generated if self.context_prefixes is None else list(self.context_prefixes)
-        return {**fields, "irrelevant": self.irrelevant.content_hash(), "prefixes": prefixes}
+        return {**fields, "irrelevant": self.irrelevant.content_hash(), "prefixes": prefixes, "answers": ANSWERS_VERSION}
 
     def check(self, model: ModelDescription) -> None:
         """Check the layer against the model's shape, and the rows.

@@ -34,7 +34,7 @@ from editeval.models.shapes import is_gated, published_config, weight_bytes
 from editeval.prefetch import MANIFEST, damaged
 from editeval.runner.wandb_mirror import has_wandb_account
 from editeval.sweep.estimate import read_history
-from editeval.types import ConfigError, EditevalError, Footprint, ModelDescription, Workload
+from editeval.types import ConfigError, EditevalError, Footprint, HubError, ModelDescription, Workload
 
 Result = TypeVar("Result")
 
@@ -113,7 +113,7 @@ def diagnose(config: DictConfig, *, offline: bool) -> Diagnosis:
         findings += _model_files(source, offline=offline)
         shape = _checked(findings, "shape of the model", lambda: _shape(source))
         if shape is not None and method is not None:
-            _checked(findings, "settings of the method", lambda: method.check(shape[0]))
+            _checked(findings, "settings of the method", lambda: method.check(shape[0]), unfetched="missing" if offline else "note")
             plan = _checked(findings, "plan", lambda: plan_of(config, method, *shape))
             findings += _statistics(config, source, method, shape[0], offline=offline)
         _checked(findings, "prompt format", lambda: _prompt_format(config, source))
@@ -181,12 +181,17 @@ def plan_of(config: DictConfig, method: EditMethod, model: ModelDescription, wei
 # -- what is looked at -----------------------------------------------------------------------------------------------------
 
 
-def _checked(findings: list[Finding], what: str, call: Callable[[], Result], *, problem: str = "missing") -> Result | None:
-    """Return the call's result, and note its success or its error under `what`."""
+def _checked(
+    findings: list[Finding], what: str, call: Callable[[], Result], *, problem: str = "missing", unfetched: str | None = None
+) -> Result | None:
+    """Return the call's result, and note its success or its error under `what`.
+
+    `problem` is the kind of an error, `unfetched` that of one of the hub's, where it is another.
+    """
     try:
         result = call()
     except EditevalError as error:
-        kind = "missing" if isinstance(error, ConfigError) and problem == "missing" else problem
+        kind = unfetched if unfetched is not None and isinstance(error, HubError) else problem
         findings.append(Finding(kind=kind, text=f"{what}: {error}"))
         return None
     findings.append(Finding(kind="ok", text=what))

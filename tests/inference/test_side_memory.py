@@ -103,6 +103,37 @@ def test_the_same_tokens_decide_whether_an_answer_is_written_or_scored(
     assert sizes == [len(lm.tokenizer(prompt)["input_ids"])] * 3
 
 
+def test_each_window_of_a_text_is_routed_by_all_of_its_tokens(
+    model: EditedModel, lm: LanguageModel, adapter: SideMemoryAdapter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text is a prompt without an answer, so that the copy acts on all of a window or on nothing of it."""
+    size, texts = lm.description.max_positions, [f"{PROMPT} French", "word " * (lm.description.max_positions * 2 // 5), OTHER]
+    tokens = [len(lm.tokenizer(text)["input_ids"]) for text in texts]
+    assert size < tokens[1] < 2 * size
+    before, sizes, difference = model.score_text(texts), list[int](), noise(adapter, lm, seed=0)
+    write(model, memory(difference, activation=0.0))
+    choose = adapter.choose
+    monkeypatch.setattr(adapter, "choose", lambda inputs: (sizes.append(len(inputs)), choose(inputs))[1])
+    sent = model.score_text(texts)
+    # A window's last token is not given to the model, and one token stands before its first.
+    assert sorted(sizes) == sorted([tokens[0], size, size, tokens[2]])
+    weight = lm.module.get_submodule(adapter.site).get_parameter("weight")
+    with torch.no_grad():
+        weight += difference.T
+        copied = EditedModel(lm).score_text(texts)
+        weight -= difference.T
+    for ours, theirs, unedited in zip(sent, copied, before, strict=True):
+        assert ours.token_log_probs == pytest.approx(theirs.token_log_probs, abs=1e-3)
+        assert ours.token_log_probs != pytest.approx(unedited.token_log_probs, abs=1e-3)
+    with model.unedited():
+        assert model.score_text(texts) == before
+    model.restore()
+    write(model, memory(difference, activation=1e9))
+    for ours, unedited in zip(model.score_text(texts), before, strict=True):
+        assert ours.token_log_probs == pytest.approx(unedited.token_log_probs, abs=1e-5)
+    assert model.score_text(texts[:1]) == EditedModel(lm).score_text(texts[:1])
+
+
 def test_the_threshold_is_the_share_of_the_smallest_activation(lm: LanguageModel, adapter: SideMemoryAdapter, model: EditedModel) -> None:
     inputs = site_inputs(lm, adapter, PROMPT)
     difference = noise(adapter, lm, seed=0)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +59,7 @@ def test_a_request_is_about_the_fact_that_it_ends_with_whatever_stands_before_it
     assert isinstance(adapter, RequestAdapter)
     asked = ["Nokia was founded in", f"Updated on Monday in Punkeydoodle. {FRANCE}", "1 + 1 = 2\n5 + 3 =", ""]
     assert [[hit.fact.target for hit in hits] for hits in adapter.about(asked)] == [["Tampa"], ["Rome"], [], []]
+    assert adapter.about([]) == []
 
 
 def test_of_two_facts_with_one_prompt_the_later_one_counts() -> None:
@@ -71,6 +77,66 @@ def test_a_snapshot_brings_an_empty_memory_to_the_same_digest() -> None:
     copy.add(full.snapshot())
     assert copy.digest() == full.digest() != memory().digest()
     assert copy.facts[0].demonstrations == ("a", "b")
+
+
+def test_a_digest_is_the_hash_over_every_facts_own_in_order() -> None:
+    """Its values are in journals and logs, so they stay whatever is kept to compute them."""
+    adapter, own = memory(), list[bytes]()
+    for one in (fact(FRANCE, "Rome", demonstrations=("a",)), fact("Nokia was founded in", "Tampa"), fact(FRANCE, "Oslo")):
+        texts = repr((one.prompt, one.subject, one.target, one.demonstrations)).encode()
+        own.append(hashlib.sha256(texts + one.embedding.numpy().tobytes()).digest())
+        adapter.add([memory_delta([one])])
+        assert adapter.digest() == hashlib.sha256(b"".join(own)).hexdigest()
+    adapter.clear()
+    assert adapter.digest() == hashlib.sha256().hexdigest()
+
+
+def steps_of(call: Callable[[], object]) -> int:
+    """Return how many instructions of this project's Python a call takes."""
+    count, before = 0, sys.gettrace()
+
+    def trace(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal count
+        if "/editeval/" not in frame.f_code.co_filename:
+            return None
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(before)
+    return count
+
+
+class Counted(HashedEncoder):
+    """Counts how often it is asked to embed."""
+
+    calls = 0
+
+    def forward(self, texts: Sequence[str]) -> torch.Tensor:
+        self.calls += 1
+        return super().forward(texts)
+
+
+def test_a_request_and_an_edit_take_the_same_steps_whatever_the_number_of_facts() -> None:
+    """What grows with the facts is one product of matrices, and the search of its largest values."""
+    steps, calls = list[list[int]](), list[int]()
+    new = [memory_delta([fact(FRANCE, "Oslo"), fact("Spain lies in", "Africa")])]
+    for size in (10, 1000):
+        encoder = Counted()
+        adapter = Prefixing(encoder, similarity=0.7, count=1)
+        adapter.add([memory_delta([fact(f"Land{number} lies in", "Asia") for number in range(size)])])
+        adapter.add([memory_delta([fact(FRANCE, "Rome")])])
+        asked = partial(adapter.about, [FRANCE, "Nokia was founded in"])
+        steps.append([steps_of(call) for call in (asked, partial(adapter.check, new), partial(adapter.add, new), adapter.digest)])
+        calls.append(encoder.calls)
+        assert [hit.fact.target for hit in adapter.about([FRANCE])[0]] == ["Oslo"]
+    assert steps[0] == steps[1]
+    assert min(steps[0]) > 0
+    assert calls == [2, 2]
 
 
 def test_what_is_no_fact_of_this_memory_is_refused_and_changes_nothing() -> None:

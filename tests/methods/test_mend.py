@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from editeval.keyvalue.features import Features, editing_features
 from editeval.keyvalue.fine_tuning import target_row
 from editeval.keyvalue.upper import UpperPass
 from editeval.methods.mend import MEND, Editor
+from editeval.models.load import PretrainedModel
 from editeval.models.model import LanguageModel
 from editeval.models.tiny import TinyModel
 from editeval.training.hypernetwork import Hypernetwork, NamedMap, PairNetwork
@@ -329,6 +331,30 @@ def test_the_archive_of_another_model_of_other_layers_or_of_other_rows_is_refuse
     stranger.write_bytes(b"nothing of use")
     with pytest.raises(ConfigError, match="is nothing that this method trained"):
         replace(given, archive=str(stranger)).prepare(trained[0], Cache(tmp_path), SilentProgress())
+
+
+def test_a_model_that_differs_in_its_tokenizer_alone_is_another_model(trained: tuple[EditedModel, Cache], tmp_path: Path) -> None:
+    """Its words are other rows of the embedding, so a network learned from other texts than it would be asked to write."""
+    lm, cache = trained[0].lm, trained[1]
+    trained[0].restore()
+    folders = (tmp_path / "same", tmp_path / "other")
+    for folder in folders:
+        lm.module.save_pretrained(folder)
+        lm.tokenizer.save_pretrained(folder)
+    file = folders[1] / "tokenizer.json"
+    saved = json.loads(file.read_text())
+    vocabulary = saved["model"]["vocab"]
+    first, second = sorted(vocabulary, key=vocabulary.__getitem__)[-2:]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    file.write_text(json.dumps(saved))
+    same, other = (PretrainedModel(name="tiny", name_or_path=str(path), cache_dir=tmp_path, device="cpu").load() for path in folders)
+    weights = same.module.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in other.module.state_dict().items())
+    assert METHOD._key(same) == METHOD._key(lm) != METHOD._key(other)
+    given = replace(METHOD, archive=str(archive(cache)))
+    given.prepare(EditedModel(same), Cache(tmp_path), SilentProgress())
+    with pytest.raises(ConfigError, match=r"was trained with model=.*its tokenizer and its settings"):
+        given.prepare(EditedModel(other), Cache(tmp_path), SilentProgress())
 
 
 def test_training_ends_early_when_nothing_gets_better(trained: tuple[EditedModel, Cache], tmp_path: Path) -> None:

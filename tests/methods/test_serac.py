@@ -27,6 +27,7 @@ from editeval.models.packed import PackedWeights
 from editeval.models.tiny import TinyModel
 from editeval.types import ConfigError, EditRequest, ModelDescription, Probe, SilentProgress
 from tests.datasets.examples import Given
+from tests.memory.test_encoder import tiny_encoder
 from tests.methods.reading import ATTENTION, FACTS, gains, reading_model
 
 Item = TypeVar("Item")
@@ -150,6 +151,32 @@ def test_the_nearest_row_is_found_however_many_are_compared_at_once(monkeypatch:
         assert [nearest[row.full_prompt].request_id for row in rows] == [rows[number].request_id for number in others]
 
 
+def test_one_row_is_learned_beside_the_row_that_is_nearest_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hard negative: a step of one row compares two facts, and each is pushed away from the other's prompt."""
+    subjects = ("the land of Orbania", "the land of Orbanie", "xyz")
+    rows = [EditRequest(request_id=name, prompt="{}", subject=name, target_new="Rome") for name in subjects]
+    learner, compared, seen = ScopeLearner(HashedEncoder(), rows, threshold=0.5), ScopeLearner._compared, list[str]()
+
+    def watched(learner: ScopeLearner, rows: Sequence[EditRequest]) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.extend(row.subject for row in rows)
+        return compared(learner, rows)
+
+    monkeypatch.setattr(ScopeLearner, "_compared", watched)
+
+    def cosine() -> float:
+        learner.encoder.forget()
+        first, second = learner.encoder.encode(subjects[:2])
+        return float(first @ second)
+
+    optimizer, before = torch.optim.SGD(learner.encoder.parameters(), lr=1e-2), cosine()
+    loss = learner.loss(rows[:1])
+    loss.backward()
+    optimizer.step()
+    assert seen == list(subjects[:2])
+    assert torch.isfinite(loss)  # a fact alone has no other to be told from, so its loss is not a number
+    assert cosine() < before
+
+
 def test_rows_held_back_are_asked_and_never_learned_from(
     compose_config: Callable[..., DictConfig], trained: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,6 +227,9 @@ def test_parts_of_another_model_encoder_or_training_set_are_refused(
     def other(**changed: Any) -> EditedModel:
         return EditedModel(TinyModel(name="t", cache_dir=trained.root, device="cpu", **changed).load())
 
+    encoder = tiny_encoder(tmp_path / "encoder")
+    with pytest.raises(ConfigError, match=r"scope\.safetensors was trained with encoder=hashed, this run has encoder=[0-9a-f]{64};"):
+        replace(given, encoder=str(encoder)).prepare(other(architecture="gpt2"), trained, SilentProgress())
     with pytest.raises(ConfigError, match=r"counterfactual\.safetensors was trained with model="):
         given.prepare(other(architecture="gpt2", seed=1), trained, SilentProgress())
     (tmp_path / "scope.safetensors").write_bytes(b"x")

@@ -131,6 +131,19 @@ def test_what_a_first_run_would_fetch_is_a_note_with_network_and_missing_without
     assert [finding.kind for finding in without.findings if "model files" in finding.text] == ["missing"]
 
 
+def test_what_a_method_reads_from_the_hub_is_a_note_with_network_and_missing_without(compose_config: Compose, tmp_path: Path) -> None:
+    def kinds(*overrides: str, offline: bool) -> list[str]:
+        found = diagnose(compose_config("model=tiny-gpt2", EDITS, *overrides), offline=offline).findings
+        return [finding.kind for finding in found if finding.text.startswith("settings of the method")]
+
+    patterns, rows = ("method=kn", "method.pararel=hub"), ("method=mend", "training=counterfact")
+    for method in (patterns, rows):
+        assert kinds(*method, offline=False) == ["note"]
+        assert kinds(*method, offline=True) == ["missing"]
+        assert kinds(*method, f"paths.data={tmp_path}", offline=False) == ["missing"]
+    assert kinds("method=kn", offline=True) == ["ok"]
+
+
 def test_a_data_file_that_paths_data_lacks_is_missing_with_network_too(compose_config: Compose, tmp_path: Path) -> None:
     lacking = diagnose(compose_config("model=tiny-gpt2", "dataset=counterfact", f"paths.data={tmp_path}", EDITS), offline=False)
     assert not lacking.ready
