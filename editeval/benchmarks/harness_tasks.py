@@ -35,8 +35,8 @@ class RunnableTask:
 class TaskRules:
     """How the config of a task in the harness becomes the one that is run.
 
-    `changes` replace whole fields of it. `data` is the folder of local data sets (None: the hub), `data_folder` the one inside it
-    (None: named like the task's data set on the hub).
+    `changes` replace whole fields of it. `data` is the folder of local data sets (None: the hub; `BUILT_IN`: the package's), `data_folder`
+    the one inside it (None: named like the task's data set on the hub).
     """
 
     benchmark: str
@@ -93,12 +93,13 @@ class TaskRules:
         """Return the folder of the task's data set."""
         assert self.data is not None
         folder = self.data_folder or str(config.get("dataset_path")).rsplit("/", 1)[-1]
-        if self.data_folder is None and not (Path(self.data) / folder).is_dir():
+        root = OUR_DATA if self.data == BUILT_IN else Path(self.data)
+        if self.data_folder is None and not (root / folder).is_dir():
             raise DatasetError(
                 f"paths.data={self.data} has no folder {folder!r}, where benchmark {self.benchmark} looks by the name that its data has on "
                 f"the hub; set benchmark.{self.benchmark}.data_folder, or benchmark.{self.benchmark}.data=null to use the hub"
             )
-        return LocalData(folder=Path(self.data) / folder)
+        return LocalData(folder=root / folder)
 
     def _localised(self, name: str, config: Mapping[str, Any]) -> RunnableTask:
         data = self.local_data(config)

@@ -27,7 +27,6 @@ from editeval.benchmarks.harness_guard import Replacement, guarded
 from editeval.benchmarks.harness_results import Reading, item_records, measurements, reported
 from editeval.benchmarks.harness_tasks import (
     BUILT_IN,
-    OUR_DATA,
     RunnableTask,
     TaskRules,
     build_requests_once,
@@ -280,7 +279,7 @@ class HarnessBenchmark:
             changes=self.task_changes,
             max_new_tokens=self.max_new_tokens,
             num_fewshot=self.num_fewshot,
-            data=str(OUR_DATA) if self.data == BUILT_IN else self.data,
+            data=self.data,
             data_folder=self.data_folder,
         )
 
