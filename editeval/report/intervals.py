@@ -54,10 +54,19 @@ def share_interval(share: float, *, variance: float, n: float, quantile: float |
 
 def score_interval(score: Score, *, is_share: bool) -> Interval:
     """Return a score with its interval over items: Wilson's of a share, else by its standard error; the number alone where it has none."""
-    error = score.stderr
-    if error is None or not math.isfinite(error) or not math.isfinite(score.value):
+    if is_share and math.isfinite(score.value):
+        return share_interval(score.value, variance=share_variance(score), n=score.n)
+    if score.stderr is None or not math.isfinite(score.stderr) or not math.isfinite(score.value):
         return Interval(value=score.value, low=score.value, high=score.value)
-    if is_share:
-        return share_interval(score.value, variance=error**2, n=score.n)
-    half = normal_quantile() * error
+    half = normal_quantile() * score.stderr
     return Interval(value=score.value, low=score.value - half, high=score.value + half)
+
+
+def share_variance(score: Score) -> float:
+    """Return the variance of a share over its items: p (1 - p) / n where it has no error of its own, which no share exceeds.
+
+    lm-eval gives none to a mean over tasks that have one item each.
+    """
+    if score.stderr is None or not math.isfinite(score.stderr):
+        return score.value * (1 - score.value) / score.n
+    return score.stderr**2

@@ -8,7 +8,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from editeval.report.charts import Curve, Point, finite
-from editeval.report.intervals import Interval, score_interval, share_interval
+from editeval.report.intervals import Interval, score_interval, share_interval, share_variance
 from editeval.report.published import PublishedRow
 from editeval.report.series import Series
 from editeval.report.statistics import Estimate
@@ -94,17 +94,17 @@ def seed_curve(one: Series, run: Run, column: Column, colours: Mapping[str, int]
 def scores_of(one: Series, column: Column) -> dict[int, Interval]:
     """Return the plain score by rung, a mean over orders of edits: Wilson's interval over items and, of several orders, over them.
 
-    A score that is no number under some order, or has no standard error, has no interval.
+    A score that is no number under some order has no interval.
     """
     found: dict[int, Interval] = {}
     for rung in (0, *one.rungs):
         scores = [score for run in one.runs if (score := run.table.cells.get((rung, column))) is not None]
         if scores:
-            value, errors = fmean(score.value for score in scores), [score.stderr for score in scores]
-            if not math.isfinite(value) or any(error is None or not math.isfinite(error) for error in errors):
+            value = fmean(score.value for score in scores)
+            if not math.isfinite(value):
                 found[rung] = Interval(value=value, low=value, high=value)
                 continue
-            over_items = fmean(error or 0.0 for error in errors) ** 2
+            over_items = fmean(math.sqrt(share_variance(score)) for score in scores) ** 2
             estimate = Estimate(value=value, orders=tuple(score.value for score in scores), extra_variance=over_items)
             n = fmean(score.n for score in scores)  # the same items under every order
             found[rung] = share_interval(value, variance=estimate.variance, n=n, quantile=estimate.quantile())

@@ -44,5 +44,14 @@ def test_an_interval_holds_its_share_and_stays_between_nothing_and_all(share: fl
 def test_what_is_no_share_has_its_standard_errors_and_what_has_none_is_alone() -> None:
     assert score_interval(score(30.0, n=50, stderr=2.0), is_share=False).high == pytest.approx(30 + 2 * normal_quantile())
     for stderr in (None, float("nan")):
-        found = score_interval(score(0.0, n=20, stderr=stderr), is_share=True)
-        assert found.low == found.value == found.high == 0
+        found = score_interval(score(30.0, n=20, stderr=stderr), is_share=False)
+        assert found.low == found.value == found.high == 30
+
+
+@pytest.mark.parametrize("stderr", [None, float("nan")])
+def test_a_share_without_an_error_of_its_own_has_that_of_right_and_wrong_answers(stderr: float | None) -> None:
+    for share, n in ((0.0, 20), (0.25, 57)):
+        found, plain = score_interval(score(share, n=n, stderr=stderr), is_share=True), wilson(share * n, n)
+        assert (found.low, found.high) == pytest.approx((plain.low, plain.high))
+    broken = score_interval(score(float("nan"), n=20, stderr=stderr), is_share=True)
+    assert broken.low != broken.low  # no number
