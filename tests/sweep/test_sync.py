@@ -6,11 +6,9 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 import pytest
-import torch
 
 from editeval.inference.edited import EditedModel
 from editeval.interfaces import EditEvent, RunState
@@ -26,10 +24,7 @@ KEY = "c0ffee" * 10
 RUN = KEY[:12]
 RUNGS = (0, 1, 2)
 NORM = 1.5
-GROWN = cast(
-    EditedModel,
-    SimpleNamespace(edited_parameters=("w",), weight=lambda _: torch.tensor([NORM]), base_weight=lambda _: torch.tensor([1.0])),
-)
+MODEL = cast(EditedModel, None)  # which the mirror does not ask
 GIVE_UP_SOON = {"init_timeout_seconds": 3, "finish_timeout_seconds": 3}  # where the server is dead: no wait is worth it
 PATIENT = {"init_timeout_seconds": 60, "finish_timeout_seconds": 60}  # where it answers: a busy machine may take its time
 
@@ -116,8 +111,9 @@ def live(run_dir: Path, mirror: WandbMirror, rungs: tuple[int, ...] = RUNGS) -> 
                 weights_digest="w",
                 replayed=False,
                 diagnostics=row["diagnostics"],  # type: ignore[arg-type]
+                weight_norm_ratio=NORM,
             )
-            mirror.on_edit_end(state(run_dir, rung), event, GROWN)
+            mirror.on_edit_end(state(run_dir, rung), event, MODEL)
         mirror.on_evaluation_end(
             state(run_dir, rung), "quick", [score for score in ScoreStore(run_dir).scores() if score.num_edits == rung]
         )
