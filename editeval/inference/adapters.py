@@ -153,39 +153,47 @@ class RequestAdapter(Adapter, Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class WithoutAnswer:
-    """An adapter in windows of text (a `PassAdapter`): all tokens of each are the prompt."""
+class Around:
+    """A `PassAdapter` that is as the one within it, but for what it says itself."""
 
-    adapter: PassAdapter
+    def __init__(self, within: PassAdapter) -> None:
+        self._within = within
 
     @property
     def every_step(self) -> bool:
-        """As of the adapter."""
-        return self.adapter.every_step
+        """As of the adapter within."""
+        return self._within.every_step
 
     @property
     def sharing(self) -> Hashable:
-        """As of the adapter."""
-        return self.adapter.sharing
+        """As of the adapter within."""
+        return self._within.sharing
 
     @property
     def acts_in_texts(self) -> bool:
-        """As of the adapter."""
-        return self.adapter.acts_in_texts
+        """As of the adapter within."""
+        return self._within.acts_in_texts
+
+    def query_position(self, *, prompt_tokens: int, tokens: int) -> int:
+        """Return where the adapter within looks."""
+        return self._within.query_position(prompt_tokens=prompt_tokens, tokens=tokens)
+
+    def shareable(self, first: int, second: int, shared: int) -> int:
+        """Return what may be shared under the adapter within."""
+        return self._within.shareable(first, second, shared)
+
+    def active(self, module: PreTrainedModel, prompts: Sequence[PromptPath]) -> AbstractContextManager[None]:
+        """Return the context of the adapter within."""
+        return self._within.active(module, prompts)
+
+
+class WithoutAnswer(Around):
+    """An adapter in windows of text: all tokens of each are the prompt."""
 
     def query_position(self, *, prompt_tokens: int, tokens: int) -> int:
         """Return where the adapter looks in a prompt of all these tokens."""
         del prompt_tokens
-        return self.adapter.query_position(prompt_tokens=tokens, tokens=tokens)
-
-    def shareable(self, first: int, second: int, shared: int) -> int:
-        """Return what may be shared under the adapter."""
-        return self.adapter.shareable(first, second, shared)
-
-    def active(self, module: PreTrainedModel, prompts: Sequence[PromptPath]) -> AbstractContextManager[None]:
-        """Return the adapter's context."""
-        return self.adapter.active(module, prompts)
+        return super().query_position(prompt_tokens=tokens, tokens=tokens)
 
 
 def share_limit(adapter: PassAdapter, queries: Sequence[int]) -> ShareLimit:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from editeval.inference.adapters import ObservableAdapter, PromptPath
+from editeval.inference.adapters import Around, ObservableAdapter, PromptPath
 
 Value = TypeVar("Value")
 
@@ -65,38 +65,24 @@ class BaseAnswers:
         return sum(len(answer) if isinstance(answer, str) else 500 for answer in self.answers) + self.seen.nbytes
 
 
-class Recorder:
+class Recorder(Around):
     """An adapter in a pass, if it holds anything, and a note of what it sees there."""
 
-    every_step = False  # what is observed stands where prompts end
-
     def __init__(self, adapter: ObservableAdapter, *, acts: bool) -> None:
+        super().__init__(adapter)
         self._adapter = adapter
         self._acts = acts
         self._seen: list[Tensor] = []
 
     @property
-    def acts_in_texts(self) -> bool:
-        """As of the adapter."""
-        return self._adapter.acts_in_texts
-
-    @property
-    def sharing(self) -> Hashable:
-        """As of the adapter."""
-        return self._adapter.sharing
-
-    def query_position(self, *, prompt_tokens: int, tokens: int) -> int:
-        """Return where the adapter looks."""
-        return self._adapter.query_position(prompt_tokens=prompt_tokens, tokens=tokens)
-
-    def shareable(self, first: int, second: int, shared: int) -> int:
-        """Return what may be shared under the adapter."""
-        return self._adapter.shareable(first, second, shared)
+    def every_step(self) -> bool:
+        """False: what is observed stands where prompts end."""
+        return False
 
     @contextmanager
     def active(self, module: PreTrainedModel, prompts: Sequence[PromptPath]) -> Iterator[None]:
         """Within the context the adapter acts, and what it sees is noted."""
-        with self._adapter.observing(module, prompts, self._seen), self._adapter.active(module, prompts) if self._acts else nullcontext():
+        with self._adapter.observing(module, prompts, self._seen), super().active(module, prompts) if self._acts else nullcontext():
             yield
 
     @property

@@ -47,8 +47,8 @@ def share_interval(share: float, *, variance: float, n: float, quantile: float |
     The trials are as many as would vary as much (the effective sample size, which counts in graded items and orders of edits); `n`
     where nothing varied: that none of 20 items was right does not prove that none ever is.
     """
-    effective = share * (1 - share) / variance if variance > 0 else n
-    found = wilson(share * effective, effective, quantile=quantile) if effective > 0 else wilson(share * n, n, quantile=quantile)
+    trials = share * (1 - share) / variance if variance > 0 and 0 < share < 1 else n
+    found = wilson(share * trials, trials, quantile=quantile)
     return Interval(value=share, low=min(share, found.low), high=max(share, found.high))
 
 

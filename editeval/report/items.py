@@ -98,11 +98,6 @@ class Items:
         return found
 
 
-def is_degenerate(text: str) -> bool:
-    """Return whether a text is degenerate as far as its words tell: it is empty or repeats itself."""
-    return bool(degenerate_reasons(text, text.split()))
-
-
 def choice(record: Record) -> int | None:
     """Return which choice of several the model found likeliest, or None."""
     log_probs = record.get("log_probs", ())

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from editeval.report.charts import CellMap, Chart, Curve, Panel, name_of
-from editeval.report.findings import sign_by_run
+from editeval.report.findings import broken_texts, sign_by_run
 from editeval.report.findings_safety import safety_counts
 from editeval.report.published import SOURCE
 from editeval.report.series import Series
@@ -244,13 +244,14 @@ def _monitor_chart(model: str, mine: Sequence[Series], colours: Mapping[str, int
         curves = [score_curve(one, column, colours[one.method], log=logarithmic) for one in mine]
         title = " ".join(dict.fromkeys(f"{short_name(column)} {column.metric.replace('_', ' ')}".split()))
         panels.append(Panel(title=title, unit="lower is better", curves=drawn(curves), share=False, log=logarithmic))
-    broken = [monitor_curve(one, sign_by_run(one, lambda signs: signs.broken_texts), colours[one.method]) for one in mine]
+    broken = [curve_of(one, broken_texts(one), one.method, colours[one.method]) for one in mine]
     panels.append(Panel(title="degenerate texts", unit="empty or repeating", curves=drawn(broken)))
     constant = [monitor_curve(one, sign_by_run(one, lambda signs: signs.commonest_choice), colours[one.method]) for one in mine]
     panels.append(Panel(title="commonest choice", unit="share of answers", curves=drawn(constant)))
     caption = (
         "Cheap signs of a broken model; one that always makes the same choice is at 1 in the last panel. Means over orders of edits with "
-        "their 95% intervals, of logarithms where the axis is logarithmic, which may leave the axes; perplexity's are over tokens too."
+        "their 95% intervals, of logarithms where the axis is logarithmic, which may leave the axes; perplexity's are over tokens too, "
+        "those of degenerate texts over texts."
     )
     return _chart("monitors", model, f"{model}: early warnings", panels, caption)
 

@@ -117,9 +117,7 @@ def canary_panel(mine: Sequence[Series], colours: Mapping[str, int]) -> Panel:
     return _ratio_panel("canary: perplexity of plain sentences", lambda edit: edit.get("canary_ratio"), mine, colours)
 
 
-def _ratio_panel(
-    title: str, read: Callable[[Mapping[str, Any]], float | None], mine: Sequence[Series], colours: Mapping[str, int]
-) -> Panel:
+def _ratio_panel(title: str, read: OfEdit, mine: Sequence[Series], colours: Mapping[str, int]) -> Panel:
     """Return a panel of what the edit log has as a multiple of the unedited model's."""
     curves = [monitor_curve(one, {0: (1.0,), **ratios}, colours[one.method], log=True) for one in mine if (ratios := of_edits(one, read))]
     return Panel(title=title, unit="times unedited", curves=drawn(curves), share=False, log=True)

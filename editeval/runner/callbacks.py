@@ -24,7 +24,7 @@ from editeval.inference.edited import EditedModel
 from editeval.interfaces import Callback, EditEvent, RunState
 from editeval.runner.progress import seconds_text
 from editeval.runner.run_files import TIMINGS_FILE, append_edit, read_edits, write_collapse
-from editeval.runner.signs import canary_log_perplexity, ratio_of_logs, weight_norm_ratio
+from editeval.runner.signs import Canary, weight_norm_ratio
 from editeval.types import EditRequest, Score
 
 # -- watchdog --------------------------------------------------------------------------------------------------------------
@@ -48,7 +48,7 @@ class Watchdog(Callback):
     max_norm_ratio: float | None = None
     max_canary_ratio: float | None = None
     on_collapse: Literal["skip", "continue"] = "skip"
-    _base_canary: float | None = field(default=None, init=False, repr=False)
+    _canary: Canary = field(default_factory=Canary, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.every < 1:
@@ -62,7 +62,7 @@ class Watchdog(Callback):
 
     def on_run_start(self, state: RunState) -> None:
         """Forget the model of the run before."""
-        self._base_canary = None
+        self._canary = Canary()
 
     def on_edit_end(self, state: RunState, event: EditEvent, model: EditedModel) -> str | None:
         """Return what is broken, or None."""
@@ -84,14 +84,8 @@ class Watchdog(Callback):
             ratio = weight_norm_ratio(model)
             if not ratio <= self.max_norm_ratio:
                 return f"brought a norm to {ratio:.3g} times the unedited weight's (max_norm_ratio={self.max_norm_ratio:g})"
-        return None if self.max_canary_ratio is None else self._canary(model, self.max_canary_ratio)
-
-    def _canary(self, model: EditedModel, limit: float) -> str | None:
-        if self._base_canary is None:
-            with model.unedited():
-                self._base_canary = canary_log_perplexity(model)
-        ratio = ratio_of_logs(canary_log_perplexity(model), self._base_canary)
-        if ratio <= limit:
+        limit = self.max_canary_ratio
+        if limit is None or (ratio := self._canary.ratio(model)) <= limit:
             return None
         return f"brought plain sentences to {ratio:.3g} times the unedited perplexity (max_canary_ratio={limit:g})"
 

@@ -32,7 +32,7 @@ from editeval.interfaces import (
     attach,
 )
 from editeval.runner.results import BaseScores, CellKey, ScoreStore
-from editeval.runner.signs import canary_log_perplexity, ratio_of_logs, weight_norm_ratio
+from editeval.runner.signs import Canary, weight_norm_ratio
 from editeval.types import EditError, EditRequest, Evaluation, JournalError, Progress, Score, SilentProgress, content_key, counted, seed_for
 
 log = logging.getLogger(__name__)
@@ -80,6 +80,7 @@ class Runner:
     state: RunState
     callbacks: Sequence[Callback] = ()
     progress: Progress = field(default_factory=SilentProgress)
+    _canary: Canary = field(default_factory=Canary, init=False, repr=False)
 
     def run(self) -> tuple[Score, ...]:
         """Measure every rung and return all scores of this run, in order of rung and benchmark.
@@ -209,18 +210,10 @@ class Runner:
             replayed=replayed,
             diagnostics=diagnostics,
             weight_norm_ratio=None if replayed else weight_norm_ratio(self.model),
-            canary_ratio=None if replayed or entry.step not in self.trajectory.rungs else self._canary_ratio(),
+            canary_ratio=None if replayed or entry.step not in self.trajectory.rungs else self._canary.ratio(self.model),
         )
         reasons = [callback.on_edit_end(self.state, event, self.model) for callback in self.callbacks]
         return next((reason for reason in reasons if reason is not None), None)
-
-    def _canary_ratio(self) -> float:
-        return ratio_of_logs(canary_log_perplexity(self.model), self._base_canary)
-
-    @cached_property
-    def _base_canary(self) -> float:
-        with self.model.unedited():
-            return canary_log_perplexity(self.model)
 
     # -- measuring -------------------------------------------------------------------------------------------------
 

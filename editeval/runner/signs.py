@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from editeval.inference.edited import EditedModel
 
@@ -26,6 +27,16 @@ def canary_log_perplexity(model: EditedModel) -> float:
     return -sum(score.log_prob for score in scores) / sum(score.num_tokens for score in scores)
 
 
-def ratio_of_logs(log: float, base: float) -> float:
-    """Return exp(log - base), infinite where no float holds it; NaN of no number."""
-    return math.inf if log - base > MOST_LOG else math.exp(log - base)
+@dataclass
+class Canary:
+    """The perplexity of the canary sentences over the unedited model's, which is asked once."""
+
+    _base: float | None = None
+
+    def ratio(self, model: EditedModel) -> float:
+        """Return the ratio, infinite where no float holds it; NaN where a perplexity is no number."""
+        if self._base is None:
+            with model.unedited():
+                self._base = canary_log_perplexity(model)
+        log_ratio = canary_log_perplexity(model) - self._base
+        return math.inf if log_ratio > MOST_LOG else math.exp(log_ratio)

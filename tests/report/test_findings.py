@@ -14,7 +14,7 @@ import pytest
 from editeval.report.findings import findings
 from editeval.report.findings_models import area_difference
 from editeval.report.intervals import wilson
-from editeval.report.items import Items, choice, is_degenerate
+from editeval.report.items import Items, choice
 from editeval.report.series import Series, changes, p_value, series_of
 from editeval.report.study import Studies, read_study, studies
 from editeval.report.verdicts import Outcome, Verdict, by_majority
@@ -667,7 +667,7 @@ def test_a_model_that_always_gives_one_label_has_the_balanced_score_of_guessing(
     ],
 )
 def test_empty_and_repeating_texts_are_degenerate(text: str, broken: bool) -> None:
-    assert is_degenerate(text) is broken
+    assert Items([{"generated": text}]).degenerate.broken_texts == float(broken)
 
 
 def test_what_the_benchmark_found_with_the_tokens_of_the_model_counts() -> None:

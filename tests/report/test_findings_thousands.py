@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from editeval.report.findings import thousands
 from editeval.report.items import Outcomes
+from editeval.report.series import Series
 from editeval.report.statistics import Estimate, retained
 from editeval.report.verdicts import Outcome, Verdict
 from tests.report.synthetic import Planted, PlantedRun, Share, falls_at, keeps
@@ -22,8 +24,8 @@ def planted(kept: Share, n: int = 300) -> tuple[Planted, ...]:
     return (Planted(name="mmlu", kept=kept, n=n), Planted(name="piqa", kept=kept, n=n))
 
 
-def run_of(method: str, kept: Share, **more: object) -> PlantedRun:
-    return replace(PlantedRun(method=method, rungs=RUNGS, benchmarks=planted(kept)), **more)  # type: ignore[arg-type]
+def run_of(method: str, kept: Share, **more: Any) -> PlantedRun:
+    return replace(PlantedRun(method=method, rungs=RUNGS, benchmarks=planted(kept)), **more)
 
 
 def scaled(root: Path, *runs: PlantedRun) -> Verdict:
@@ -87,7 +89,7 @@ def test_among_twenty_series_that_all_keep_just_ninety_percent_chance_confirms_a
     names = one.runs[0].outcomes[0, column].names
     random, repeats, confirmed = np.random.default_rng(7), 150, 0
 
-    def drawn(place: int) -> object:
+    def drawn(place: int) -> Series:
         before = random.random(len(names)) < 0.8
         after = np.where(before, random.random(len(names)) < 0.88, random.random(len(names)) < 0.08)  # .72 of .8
         values = {0: before, 1000: after}
@@ -95,7 +97,7 @@ def test_among_twenty_series_that_all_keep_just_ninety_percent_chance_confirms_a
         return replace(one, model=f"model{place}", runs=(replace(one.runs[0], outcomes=outcomes),))
 
     for _ in range(repeats):
-        confirmed += thousands([drawn(place) for place in range(20)]).outcome == Outcome.CONFIRMED  # type: ignore[misc]
+        confirmed += thousands([drawn(place) for place in range(20)]).outcome == Outcome.CONFIRMED
     assert confirmed / repeats <= 0.07
 
 
