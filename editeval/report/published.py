@@ -73,6 +73,13 @@ def published_seconds() -> Mapping[tuple[str, str], float]:
         return {(row["model"], row["method"]): float(row["seconds"]) / 100 for row in csv.DictReader(file) if row["num_edits"] == "100"}
 
 
+@cache
+def published_evaluating() -> Mapping[tuple[str, str], tuple[float, float]]:
+    """Return Table 7, by (model, benchmark): what scoring took with vLLM and without, in a unit that the print does not name."""
+    with (FOLDER / "evaluating.csv").open(newline="") as file:
+        return {(row["model"], row["benchmark"]): (float(row["with_vllm"]), float(row["without_vllm"])) for row in csv.DictReader(file)}
+
+
 def published_curve(model: str, method: str, dataset: str, column: Column) -> tuple[PublishedRow, ...]:
     """Return the printed rows of one curve by number of edits, the unedited model's first; empty where the cell was not published."""
     name = column.benchmark.replace("-", "_").removesuffix("_generative")

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from editeval.report.charts import Chart
-from editeval.report.published import SOURCE, published_scores, published_seconds
+from editeval.report.published import SOURCE, published_evaluating, published_scores, published_seconds
 from editeval.report.series import Change, Series
 from editeval.report.study import Run
 from editeval.report.verdicts import KEEPS, Verdict
@@ -179,6 +179,10 @@ def change_row(change: Change, content: StudyContent) -> tuple[str, ...]:
 def how_to_read() -> tuple[str, ...]:
     """Return what a reader must know of the numbers."""
     doubts = sum(bool(row.doubt) for row in published_scores())
+    scoring = ", ".join(
+        f"{benchmark} of {model} {with_vllm:g} and {without:g}"
+        for (model, benchmark), (with_vllm, without) in published_evaluating().items()
+    )
     return (
         "Ability kept is (score − chance) / (unedited score − chance) on the same items. Intervals are Fieller's, at 95%, over items "
         "and, with several seeds, over orders of edits (Satterthwaite's degrees of freedom). One seed says nothing of other orders.",
@@ -187,5 +191,6 @@ def how_to_read() -> tuple[str, ...]:
         "A series confirms that a method preserves ability only if its edits are there: efficacy over all edits so far, "
         "its lower bound at least 0.1 above the unedited model's.",
         f"Published curves are from {SOURCE} ({len(published_scores())} numbers in editeval/report/published, {doubts} with a doubt). "
-        "They are drawn where model, method, benchmark and way of scoring are the same, and enter no statistic.",
+        "They are drawn where model, method, benchmark and way of scoring are the same, and enter no statistic. "
+        f"What scoring took its authors, with vLLM and without, in a unit that is not printed: {scoring}.",
     )

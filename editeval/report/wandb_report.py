@@ -4,11 +4,12 @@ python -m editeval report runs/ --wandb ENTITY/PROJECT
 
 Its sections are those of the page (`study_tables.SECTIONS`). What W&B logs is shown by W&B's own panels, over the project's runs; what
 it does not log is a table of the numbers on disk, or said to be missing. The specification is always written as JSON; the report is saved
-on the server only where an account is configured.
+on the server only where an account is configured. Built again into the same folder, it takes the place of the one before.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -91,14 +92,29 @@ def write_wandb_report(project: Project, content: StudyContent, to: Path) -> str
     """
     report = _report(project, content)
     path = to / SPEC_FILE
-    write_atomic(path, report._to_model().model_dump_json(indent=1, by_alias=True, exclude_none=True))
+    report.id = _saved_id(path, project)
+    _write_specification(report, path)
     if os.environ.get("WANDB_MODE", "online") != "online" or not has_wandb_account():
         return str(path)
     try:
         report.save()
     except Exception as error:
-        raise EditevalError(f"W&B did not take the report ({error}); its specification is in {path}") from error
+        raise EditevalError(
+            f"W&B did not take the report ({error}); its specification is in {path}. Where the report was deleted on W&B, remove that file"
+        ) from error
+    _write_specification(report, path)  # with the id that the server gave it
     return str(report.url)
+
+
+def _saved_id(path: Path, project: Project) -> str:
+    """Return the id of the report that was built into this folder for this project before; empty where none was saved."""
+    written = json.loads(path.read_text()) if path.is_file() else {}
+    before = written.get("project") == {"entityName": project.entity, "name": project.name}
+    return str(written.get("id", "")) if before else ""
+
+
+def _write_specification(report: Any, path: Path) -> None:
+    write_atomic(path, report._to_model().model_dump_json(indent=1, by_alias=True, exclude_none=True))
 
 
 def _report(project: Project, content: StudyContent) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from editeval.report.wandb_report import SPEC_FILE
 from editeval.runner.mirrored import rows_on_disk
 from editeval.runner.results import ScoreStore
 from editeval.runner.tracked_tables import TableRules, tables_of
-from editeval.types import ConfigError
+from editeval.types import ConfigError, EditevalError
 from tests.report.synthetic import Planted, PlantedRun, falls_at, write_run, write_study_runs
+from tests.wandb_server import WandbServer
 
 LOGGED = {"wandb": {"sample_rows": 5, "retention": ["efficacy.generation"]}}
 Sections = Mapping[str, list[dict[str, Any]]]
@@ -182,3 +184,45 @@ def test_the_command_refuses_a_target_that_is_no_project(folders: list[Path], tm
 def test_a_target_that_is_no_project_is_refused(folders: list[Path], tmp_path: Path, target: str) -> None:
     with pytest.raises(ConfigError, match="is not ENTITY/PROJECT"):
         write_study(folders[:1], tmp_path / "out", wandb=target)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    """A server, and an account there."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    import wandb
+
+    with WandbServer() as found:
+        monkeypatch.setenv("WANDB_BASE_URL", found.url)
+        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+        wandb.teardown()  # its process keeps the server of an earlier test
+        yield found
+        wandb.teardown()
+
+
+@pytest.mark.xdist_group("wandb")
+def test_with_an_account_it_is_saved_and_built_again_it_takes_its_own_place(
+    folders: list[Path], tmp_path: Path, server: WandbServer
+) -> None:
+    first = write_study(folders[:1], tmp_path, wandb="team/editing").wandb
+    assert server.projects == ["editing"]
+    (name,) = server.views
+    assert str(first).endswith(f"/team/editing/reports/Editing:-what-is-gained,-what-is-lost--{name}")
+    assert json.loads(server.views[name]["spec"]) == json.loads((tmp_path / SPEC_FILE).read_text())["spec"]
+    of_one_run = server.views[name]["spec"]
+
+    again = write_study(folders[:2], tmp_path, wandb="team/editing").wandb
+    assert again == first
+    assert list(server.views) == [name]
+    assert server.views[name]["spec"] != of_one_run
+    write_study(folders[:1], tmp_path, wandb="team/other")
+    assert [view["projectName"] for view in server.views.values()] == ["editing", "other"]
+
+
+@pytest.mark.xdist_group("wandb")
+def test_what_the_server_refuses_is_on_disk(folders: list[Path], tmp_path: Path, server: WandbServer) -> None:
+    server.always_answer = 404
+    with pytest.raises(EditevalError, match=f"W&B did not take the report .*{SPEC_FILE}"):
+        write_study(folders[:1], tmp_path, wandb="team/editing")
+    assert json.loads((tmp_path / SPEC_FILE).read_text())["project"] == {"name": "editing", "entityName": "team"}

@@ -18,7 +18,7 @@ from editeval.runner.run_files import JOURNAL_FOLDER, append_edit, write_manifes
 from editeval.runner.wandb_mirror import WandbMirror
 from editeval.sweep.sync import SYNCED, sync_run
 from editeval.types import EditevalError, Evaluation, Measurement
-from tests.sweep.wandb_server import WandbServer
+from tests.wandb_server import WandbServer
 
 KEY = "c0ffee" * 10
 RUN = KEY[:12]

@@ -1,4 +1,4 @@
-"""As much of a W&B server as a run needs: its GraphQL answers, and the file stream that history rows arrive by.
+"""As much of a W&B server as a run and a report need: its GraphQL answers, and the file stream that history rows arrive by.
 
 Written after what the 0.31 client sends. Rows land at the offset that the client names, as on the real server. What the client's own
 process says of itself (telemetry, whenever it likes, also after a run has ended) is answered and not counted.
@@ -21,7 +21,8 @@ TELEMETRY = "/sdk/"
 class WandbServer:
     """A server on a free port; use it as a context.
 
-    `history` holds what each run logged, `runs` what it said of itself; `requests` counts what was asked about runs.
+    `history` holds what each run logged, `runs` what it said of itself, `views` the reports by id; `requests` counts what was asked
+    about runs and reports.
     """
 
     def __init__(self, *, always_answer: int | None = None) -> None:
@@ -30,6 +31,8 @@ class WandbServer:
         self.history: dict[str, list[dict[str, Any]]] = defaultdict(list)
         self.runs: dict[str, dict[str, Any]] = {}
         self.requests = 0
+        self.views: dict[str, dict[str, Any]] = {}
+        self.projects: list[str] = []
         self.artifacts: list[str] = []  # the name of each, as often as it was made
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -78,9 +81,42 @@ class WandbServer:
             self.artifacts.append(variables["input"]["artifactCollectionName"])
             versions = {"id": "s", "latestArtifact": None}
             return {"createArtifact": {"artifact": {"id": "a", "state": "COMMITTED", "artifactSequence": versions}}}
+        if "GetProjects" in query:
+            edges = [{"cursor": name, "node": self._project(name, variables["entity"])} for name in self.projects]
+            return {"models": {"edges": edges, "pageInfo": {"hasNextPage": False, "endCursor": None}}}
+        if "upsertModel" in query:
+            self.projects.append(variables["input"]["name"])
+            return {"result": {"project": {"id": "p"}, "model": {"id": "p"}, "inserted": True}}
+        if "upsertView" in query:
+            return {"upsertView": {"view": self._view(variables), "inserted": True}}
         if "viewer" in query:
             return {"viewer": {"id": "v", "entity": "me", "username": "me", "email": "", "flags": "{}", "teams": {"edges": []}}}
         return {}
+
+    def _project(self, name: str, entity: str) -> Answer:
+        return {
+            "id": f"project-{name}",
+            "name": name,
+            "entityName": entity,
+            "createdAt": "2026-01-01T00:00:00Z",
+            "isBenchmark": False,
+            "user": None,
+        }
+
+    def _view(self, variables: dict[str, Any]) -> Answer:
+        name = variables["id"] or f"view-{len(self.views)}"
+        self.views[name] = variables
+        project = self._project(variables["projectName"], variables["entityName"])
+        return {
+            "id": name,
+            "type": variables["type"],
+            "name": variables["name"],
+            "displayName": variables["displayName"],
+            "description": variables["description"],
+            "project": {key: project[key] for key in ("id", "name", "entityName")},
+            "spec": variables["spec"],
+            "updatedAt": "2026-01-01T00:00:00Z",
+        }
 
     def stream(self, run: str, files: dict[str, Any]) -> None:
         part = files.get("wandb-history.jsonl")
