@@ -105,6 +105,16 @@ class ModelDescription:
     vocab_size: int
     max_positions: int
 
+    def check_layers(self, layers: Iterable[int], *, setting: str) -> None:
+        """Check layers that `setting` names.
+
+        Raises:
+            ConfigError: a layer that the model does not have.
+        """
+        for layer in layers:
+            if not 0 <= layer < self.num_layers:
+                raise ConfigError(f"layer {layer} not in 0..{self.num_layers - 1} of {self.name}; set {setting}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:

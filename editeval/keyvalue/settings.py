@@ -152,9 +152,7 @@ class SpreadSettings(LocateSettings):
         if self.layers is None:
             first, last = (round(depth * model.num_layers) for depth in (self.published_depths[0], self.published_depths[-1]))
             return tuple(range(first, last + 1))
-        for layer in self.layers:
-            if not 0 <= layer < model.num_layers:
-                raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layers")
+        model.check_layers(self.layers, setting="method.layers")
         return tuple(self.layers)
 
     @property
@@ -190,6 +188,5 @@ def chosen_layer(model: ModelDescription, layer: int | None, *, published_depth:
         ConfigError: a layer that the model does not have.
     """
     chosen = round(published_depth * model.num_layers) if layer is None else layer
-    if not 0 <= chosen < model.num_layers:
-        raise ConfigError(f"layer {chosen} not in 0..{model.num_layers - 1} of {model.name}; set method.layer")
+    model.check_layers((chosen,), setting="method.layer")
     return chosen

@@ -73,9 +73,7 @@ class LoRA:
         Raises:
             ConfigError: a layer that the model does not have, or an architecture whose attention peft does not know.
         """
-        for layer in self.layers or ():
-            if not 0 <= layer < model.num_layers:
-                raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layers")
+        model.check_layers(self.layers or (), setting="method.layers")
         self._targets(model)
 
     def footprint(self, model: ModelDescription, workload: Workload) -> Footprint:

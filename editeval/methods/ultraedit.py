@@ -114,10 +114,8 @@ class UltraEdit:
         found: list[str] = []
         sites = sites_for(model.model_type)
         for name, layers in self._layers(model):
-            for layer in layers:
-                if not 0 <= layer < model.num_layers:
-                    raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.maps.{name}")
-                found.extend(path.format(layer) for path in sites.maps_of(name))
+            model.check_layers(layers, setting=f"method.maps.{name}")
+            found.extend(path.format(layer) for layer in layers for path in sites.maps_of(name))
         if not found:
             raise ConfigError(
                 f"method.maps={dict(self.maps)} names no layer; give one kind of map a layer, such as method.maps.mlp_out=[3]"

@@ -109,9 +109,7 @@ class TrainedSettings(LearnsBeforehand):
         """
         if self.layers is None:
             return tuple(range(max(0, model.num_layers - PUBLISHED_LAYERS), model.num_layers))
-        for layer in self.layers:
-            if not 0 <= layer < model.num_layers:
-                raise ConfigError(f"layer {layer} not in 0..{model.num_layers - 1} of {model.name}; set method.layers")
+        model.check_layers(self.layers, setting="method.layers")
         return tuple(self.layers)
 
     def maps_of(self, model: ModelDescription) -> tuple[str, ...]:
