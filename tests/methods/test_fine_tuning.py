@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editeval.edits.delta import DenseDelta, Edit, TunedDelta
 from editeval.edits.dense import dense, num_bytes
@@ -20,12 +19,10 @@ from editeval.files import Cache
 from editeval.inference.edited import EditedModel
 from editeval.keyvalue.fine_tuning import target_row
 from editeval.methods.fine_tuning import Editor, FineTuning
-from editeval.models.load import description_of, frozen
 from editeval.models.model import LanguageModel
-from editeval.models.sites import sites_for
 from editeval.types import ConfigError, EditError, EditRequest, ModelDescription, SilentProgress, Workload
+from tests.methods.golden_model import GOLDEN, golden_model, relative_error
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PUBLISHED = FineTuning(
     name="ft", layer=0, scored_at="target", num_steps=25, learning_rate=5e-4, max_change=5e-4, stop_loss=0.01, facts_per_step=1
 )
@@ -34,15 +31,7 @@ REQUEST = EditRequest(request_id="a", prompt="{} was created by", subject="Apple
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
-    folder = GOLDEN / "tiny_gpt2"
-    module = frozen(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
-    return LanguageModel(
-        module=module,
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        sites=sites_for("gpt2"),
-        description=description_of("tiny-gpt2", module.config),
-        fingerprint="golden tiny gpt2",
-    )
+    return golden_model()
 
 
 @pytest.fixture
@@ -61,10 +50,6 @@ def change(edit: Edit) -> Tensor:
     (delta,) = edit.deltas
     assert isinstance(delta, DenseDelta | TunedDelta)
     return dense(delta)
-
-
-def relative_error(ours: Tensor, golden: Tensor) -> float:
-    return float((ours - golden).norm() / golden.norm())
 
 
 def request_of(row: dict[str, Any], number: int = 0) -> EditRequest:

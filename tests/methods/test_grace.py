@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.straightforward_gradients import full_grace
 from editeval.benchmarks.edit_quality import EditQuality
@@ -27,35 +26,22 @@ from editeval.inference.encoding import encode_pairs
 from editeval.interfaces import EvaluationContext
 from editeval.methods import grace as module_under_test
 from editeval.methods.grace import GRACE, HAIR, Editor, cold_value, grow
-from editeval.models.load import description_of, frozen
 from editeval.models.model import LanguageModel
-from editeval.models.sites import SITES, sites_for
+from editeval.models.sites import SITES
 from editeval.models.tiny import TinyModel
 from editeval.models.trace import replace_output
 from editeval.types import ConfigError, EditError, EditRequest, SilentProgress
+from tests.methods.golden_model import GOLDEN, golden_model, relative_error
 
-FOLDER = Path(__file__).resolve().parents[1] / "golden"
-RECORD: dict[str, Any] = json.loads((FOLDER / "grace" / "grace.json").read_text())
-TENSORS = load_file(FOLDER / "grace" / "grace.safetensors")
+RECORD: dict[str, Any] = json.loads((GOLDEN / "grace" / "grace.json").read_text())
+TENSORS = load_file(GOLDEN / "grace" / "grace.safetensors")
 SITE = "transformer.h.2.mlp.c_fc"
 EDITS = range(10)
 
 
-def relative_error(ours: Tensor, golden: Tensor) -> float:
-    return float((ours - golden).norm() / golden.norm())
-
-
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
-    folder = FOLDER / "tiny_gpt2"
-    module = frozen(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
-    return LanguageModel(
-        module=module,
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        sites=sites_for("gpt2"),
-        description=description_of("tiny-gpt2", module.config),
-        fingerprint="golden tiny gpt2",
-    )
+    return golden_model()
 
 
 def method(**changes: object) -> GRACE:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.straightforward_gradients import looped_scores
 from editeval.edits.delta import LowRankDelta
@@ -21,13 +20,11 @@ from editeval.keyvalue.attribution import integration_points, neuron_scores
 from editeval.keyvalue.fine_tuning import TargetRow
 from editeval.keyvalue.last_position import LastPositionPass
 from editeval.methods.kn import KN, Editor, knowledge_neurons
-from editeval.models.load import description_of, frozen
 from editeval.models.model import LanguageModel
-from editeval.models.sites import sites_for
 from editeval.models.tiny import TinyModel
 from editeval.types import ConfigError, EditError, EditRequest, SilentProgress
+from tests.methods.golden_model import GOLDEN, golden_model, relative_error
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 PUBLISHED = KN(
     name="kn",
     steps=20,
@@ -61,15 +58,7 @@ ROWS = (
 
 @pytest.fixture(scope="module")
 def golden_lm() -> LanguageModel:
-    folder = GOLDEN / "tiny_gpt2"
-    module = frozen(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
-    return LanguageModel(
-        module=module,
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        sites=sites_for("gpt2"),
-        description=description_of("tiny-gpt2", module.config),
-        fingerprint="golden tiny gpt2",
-    )
+    return golden_model()
 
 
 @pytest.fixture(scope="module")
@@ -79,10 +68,6 @@ def tiny(cache_dir: Path) -> Callable[[str], LanguageModel]:
 
 def editor(lm: LanguageModel, tmp_path: Path, method: KN = PUBLISHED) -> Editor:
     return method.prepare(EditedModel(lm), Cache(tmp_path), SilentProgress())
-
-
-def relative_error(ours: Tensor, golden: Tensor) -> float:
-    return float((ours - golden).norm() / golden.norm())
 
 
 def test_scores_and_neurons_equal_the_reference(golden_lm: LanguageModel, tmp_path: Path) -> None:

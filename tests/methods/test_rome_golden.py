@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editeval.datasets.corpus import StandardLibraryCorpus
 from editeval.edits.delta import Edit, LowRankDelta
@@ -21,19 +20,13 @@ from editeval.inference.edited import EditedModel
 from editeval.keyvalue.objective import FactRows, Objective
 from editeval.keyvalue.target_value import TargetValue, fact_rows, optimise
 from editeval.methods.rome import ROME, Editor
-from editeval.models.load import description_of, frozen
 from editeval.models.model import LanguageModel
-from editeval.models.sites import sites_for
 from editeval.types import EditRequest, SilentProgress
+from tests.methods.golden_model import GOLDEN, golden_model, relative_error
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 LAYER = 1
 SITE = "transformer.h.1.mlp.c_proj"
 EDITS = range(10)
-
-
-def relative_error(ours: Tensor, golden: Tensor) -> float:
-    return float((ours - golden).norm() / golden.norm())
 
 
 class Golden:
@@ -93,15 +86,7 @@ class Golden:
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
-    folder = GOLDEN / "tiny_gpt2"
-    module = frozen(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
-    return LanguageModel(
-        module=module,
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        sites=sites_for("gpt2"),
-        description=description_of("tiny-gpt2", module.config),
-        fingerprint="golden tiny gpt2",
-    )
+    return golden_model()
 
 
 @pytest.fixture(params=["rome", "r_rome"])

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from editeval.datasets.corpus import StandardLibraryCorpus
 from editeval.edits.delta import Edit, LowRankDelta
@@ -27,21 +26,15 @@ from editeval.methods.alphaedit import AlphaEdit
 from editeval.methods.alphaedit import Editor as AlphaEditor
 from editeval.methods.memit import MEMIT
 from editeval.methods.pmet import PMET
-from editeval.models.load import description_of, frozen
 from editeval.models.model import LanguageModel
-from editeval.models.sites import sites_for
 from editeval.types import ConfigError, EditRequest, SilentProgress
+from tests.methods.golden_model import GOLDEN, golden_model, relative_error
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 LAYERS = (0, 1, 2)
 MLP = "transformer.h.{}.mlp.c_proj"
 ATTENTION = "transformer.h.{}.attn.c_proj"
 STREAM = "transformer.h.{}"
 GRADIENT_NOISE = 3e-5  # relative: what another attention kernel moves the gradient by, in the reference's own code
-
-
-def relative_error(ours: Tensor, golden: Tensor) -> float:
-    return float((ours - golden).norm() / golden.norm())
 
 
 @dataclass(frozen=True)
@@ -165,15 +158,7 @@ class Golden:
 
 @pytest.fixture(scope="module")
 def lm() -> LanguageModel:
-    folder = GOLDEN / "tiny_gpt2"
-    module = frozen(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
-    return LanguageModel(
-        module=module,
-        tokenizer=AutoTokenizer.from_pretrained(folder),
-        sites=sites_for("gpt2"),
-        description=description_of("tiny-gpt2", module.config),
-        fingerprint="golden tiny gpt2",
-    )
+    return golden_model()
 
 
 @pytest.fixture(scope="module")
