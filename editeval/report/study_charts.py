@@ -96,17 +96,21 @@ def _scale_chart(family: str, sizes: Mapping[str, float], series: Sequence[Serie
 def _aspects_chart(model: str, mine: Sequence[Series], known: Studies) -> Chart | None:
     """RQ4, figure 5: one panel a method, one curve a benchmark, all as the share kept; efficacy dashed beside them."""
     panels = []
-    names = dict.fromkeys(column.name for one in mine for column in one.ability if one.can_show_damage(column))
-    colours = {name: place + 1 for place, name in enumerate(names)}
+    columns = {column.name: column for one in mine for column in one.ability if one.can_show_damage(column)}
+    colours = {name: place + 1 for place, name in enumerate(columns)}
+    aspects: dict[str, list[str]] = {}
+    for column in columns.values():
+        aspects.setdefault(known.aspect(column), []).append(short_name(column))
     for one in mine:
         curves = [curve_of(one, one.efficacy, "efficacy", 0, dashed=True)]
         for column in one.ability:
             if one.can_show_damage(column):
                 points = {rung: found.interval for rung in one.rungs if (found := one.retained(rung, column)) is not None}
-                curves.append(curve_of(one, {0: whole(), **points}, f"{short_name(column)} · {known.aspect(column)}", colours[column.name]))
+                curves.append(curve_of(one, {0: whole(), **points}, short_name(column), colours[column.name]))
         if len(curves) > 1:
             panels.append(Panel(title=f"{one.method}, {one.dataset}", unit=RETAINED, curves=drawn(curves), levels=(("", 0.9),)))
-    caption = f"{BANDS} Benchmarks on which the unedited model is at chance cannot show damage and are left out. Dashed: efficacy."
+    asked = ", ".join(f"{aspect} ({', '.join(names)})" for aspect, names in aspects.items())
+    caption = f"{BANDS} Asked: {asked}. Left out: benchmarks on which the unedited model is at chance. Dashed: efficacy."
     return _chart("rq4", model, f"{model}: aspects of ability", panels, caption)
 
 
