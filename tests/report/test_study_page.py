@@ -131,6 +131,15 @@ def test_edit_quality_stands_beside_ability_in_every_chart(page: str) -> None:
                 assert each > 2
 
 
+def test_the_caption_of_rq4_says_what_each_of_its_benchmarks_asks(page: str, files: StudyFiles) -> None:
+    told = html.unescape(section_of(page, "rq4"))
+    asked = {name for names in re.findall(r"\(([^)]*)\)", re.findall(r"Asked: (.*?)\. Left out", told)[0]) for name in names.split(", ")}
+    with (files.figures / "rq4-llama2-7b.csv").open(newline="") as file:
+        curves = {row["curve"] for row in csv.DictReader(file)}
+    assert curves == asked | {"efficacy"}
+    assert "world knowledge (mmlu" in told
+
+
 def test_every_verdict_stands_with_its_statement_and_its_reason_in_the_table_and_at_its_question(page: str, files: StudyFiles) -> None:
     rows = re.findall(r"<tr>(.*?)</tr>", section_of(page, "verdicts").split("<tbody>")[1], flags=re.DOTALL)
     told = [[words_of(cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)] for row in rows]
