@@ -15,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 40.0, 260.0, 28.0, 200.0  # edges of the axes; the cu
 LABEL_GAP = 11.5
 LABEL_CHARACTERS = 17
 MAX_TICKS = 8
+ROUND = (1, 2, 5)  # the digits of round numbers
 
 
 def scene(panel: Panel | CellMap) -> Scene:
@@ -113,7 +114,7 @@ def _axes(panel: Panel, xs: Sequence[float], x_scale: _Scale, y_scale: _Scale, l
             shapes.append(Line(points=((LEFT, y), (RIGHT, y)), colour=MUTED, width=1, dash=(1.5, 2.5)))
             shapes.append(Text(x=LEFT + 3, y=y - 3, text=f"{name} {value:.3g}".strip(), size=8.5, colour=MUTED))
     last = -math.inf
-    for value in _thinned(xs):
+    for value in _places(xs):
         x = x_scale(value)
         if x - last >= 20:
             shapes.append(Line(points=((x, BOTTOM), (x, BOTTOM + 4)), colour=MUTED, width=0.8))
@@ -149,16 +150,27 @@ def _y_range(panel: Panel) -> tuple[float, float]:
 
 def _ticks(low: float, high: float, *, log: bool) -> list[float]:
     if log:
-        decades = [10.0**power for power in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-        found = [value for value in decades if low <= value <= high]
-        return found[:: max(1, len(found) // 4)] if len(found) > 1 else [float(f"{low * 1.15:.2g}"), float(f"{high / 1.15:.2g}")]
+        for digits in ((1,), ROUND):
+            if len(found := _round_numbers(low, high, digits)) > 1:
+                return found[:: max(1, len(found) // 4)]
+        return [float(f"{low * 1.15:.2g}"), float(f"{high / 1.15:.2g}")]
     step = 10.0 ** math.floor(math.log10(high - low))
     step = next(step * factor for factor in (0.2, 0.25, 0.5, 1, 2, 5) if (high - low) / (step * factor) <= 6)
     return [round(step * place, 10) for place in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def _thinned(xs: Sequence[float]) -> Sequence[float]:
-    return xs if len(xs) <= MAX_TICKS else [xs[0], *xs[1:-1][:: math.ceil((len(xs) - 2) / (MAX_TICKS - 2))], xs[-1]]
+def _places(xs: Sequence[float]) -> Sequence[float]:
+    """Return where an axis has its numbers: all of them where they are few, else round ones between the first and the last."""
+    if len(xs) <= MAX_TICKS:
+        return xs
+    between = [value for value in _round_numbers(max(xs[0], 1), xs[-1], ROUND) if xs[0] < value < xs[-1]]
+    return [xs[0], *between, xs[-1]]
+
+
+def _round_numbers(low: float, high: float, digits: Sequence[int]) -> list[float]:
+    """Return the numbers from `low` to `high` of one digit and zeros, whose digit is one of these."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    return [value for power in powers for digit in digits if low <= (value := digit * 10.0**power) <= high]
 
 
 def _spread(wanted: Sequence[float]) -> list[float]:

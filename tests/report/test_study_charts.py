@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from editeval.report.charts import Chart, Panel, chart_csv
+from editeval.report.charts import Chart, Curve, Panel, Point, chart_csv
 from editeval.report.drawing import scene
 from editeval.report.findings import findings
-from editeval.report.scene import Dots
+from editeval.report.scene import Dots, Text
 from editeval.report.series import series_of
 from editeval.report.study import read_study, studies
 from editeval.report.study_charts import charts
@@ -182,3 +183,22 @@ def test_published_settings_that_all_curves_have_tell_none_of_them_apart(tmp_pat
         write_run(tmp_path, run)
     assert labels(runs[:2]) == {"1", "8"}
     assert labels(runs) == {"published code, 1", "published code, 8", "1, 20"}
+
+
+@pytest.mark.parametrize(
+    ("edits", "values", "numbers"),
+    [
+        (range(0, 101), (3.1, 29.0), ["0", "1", "5", "10", "20", "50", "100", "5", "10", "20"]),
+        ((0, 10, 97), (0.9, 20_000.0), ["0", "10", "97", "1", "10", "100", "1000", "10000"]),
+        (range(0, 101), (1.0, 1.1), ["0", "1", "5", "10", "20", "50", "100", "1", "1.5"]),
+    ],
+)
+def test_the_numbers_at_an_axis_are_those_that_were_measured_or_round(
+    edits: Sequence[int], values: tuple[float, float], numbers: list[str]
+) -> None:
+    low, high = values
+    points = tuple(Point(x, y, y, y) for x in edits for y in [low if x < edits[-1] else high])
+    curve = Curve(label="curve", model="m", method="m", dataset="d", points=points)
+    panel = Panel(title="norm", unit="times", curves=(curve,), share=False, log=True)
+    told = [shape.text for group in scene(panel).groups for shape in group.shapes if isinstance(shape, Text)]
+    assert sorted(text for text in told if text[0].isdigit()) == sorted(numbers)
