@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import logging
+import os
 import threading
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import pytest
 
 Answer = dict[str, Any]
 
@@ -147,6 +153,22 @@ class WandbServer:
             "notes": None,
             "wandbConfig": json.dumps({"t": 1}),
         }
+
+
+@contextmanager
+def wandb_account(patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have an account, whatever the environment says of W&B, and a client that remembers no server; its log handlers are put back."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        patch.delenv(name)
+    patch.setenv("WANDB_API_KEY", "x" * 40)
+    import wandb
+
+    wandb.teardown()  # its process keeps the server of an earlier test
+    logger = logging.getLogger("wandb")
+    handlers = list(logger.handlers)
+    yield
+    logger.handlers[:] = handlers
+    wandb.teardown()
 
 
 def _handler(server: WandbServer) -> type[BaseHTTPRequestHandler]:

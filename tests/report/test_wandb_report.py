@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ from editeval.runner.results import ScoreStore
 from editeval.runner.tracked_tables import TableRules, tables_of
 from editeval.types import ConfigError, EditevalError
 from tests.report.synthetic import Planted, PlantedRun, falls_at, write_run, write_study_runs
-from tests.wandb_server import WandbServer
+from tests.wandb_server import WandbServer, wandb_account
 
 LOGGED = {"wandb": {"sample_rows": 5, "retention": ["efficacy.generation"]}}
 Sections = Mapping[str, list[dict[str, Any]]]
@@ -189,16 +188,9 @@ def test_a_target_that_is_no_project_is_refused(folders: list[Path], tmp_path: P
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
     """A server, and an account there."""
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    import wandb
-
-    with WandbServer() as found:
+    with WandbServer() as found, wandb_account(monkeypatch):
         monkeypatch.setenv("WANDB_BASE_URL", found.url)
-        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-        wandb.teardown()  # its process keeps the server of an earlier test
         yield found
-        wandb.teardown()
 
 
 @pytest.mark.xdist_group("wandb")

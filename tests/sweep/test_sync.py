@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from editeval.runner.run_files import JOURNAL_FOLDER, append_edit, write_manifes
 from editeval.runner.wandb_mirror import WandbMirror
 from editeval.sweep.sync import SYNCED, sync_run
 from editeval.types import EditevalError, Evaluation, Measurement
-from tests.wandb_server import WandbServer
+from tests.wandb_server import WandbServer, wandb_account
 
 KEY = "c0ffee" * 10
 RUN = KEY[:12]
@@ -36,17 +35,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    for name in [name for name in os.environ if name.startswith("WANDB_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-    import wandb
-
-    wandb.teardown()  # its process keeps the server of an earlier test
-    logger = logging.getLogger("wandb")
-    handlers = list(logger.handlers)
-    yield
-    logger.handlers[:] = handlers
-    wandb.teardown()
+    with wandb_account(monkeypatch):
+        yield
 
 
 @pytest.fixture
